@@ -1,0 +1,105 @@
+"""Every setting of the service, read from the environment (`DIFFFIT_…`) or `.env`; `.env.example` lists them all."""
+
+import functools
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PACKAGED_BASE = Path(__file__).parent.parent / "models" / "emoji-dit-64"
+
+Role = Literal["both", "train", "sample"]
+
+
+class Settings(BaseSettings):
+    """The embedded default needs none of these set: everything lives under `data_dir`."""
+
+    model_config = SettingsConfigDict(env_prefix="DIFFFIT_", env_file=".env", extra="ignore", hide_input_in_errors=True)
+
+    data_dir: Path = Field(
+        Path(".difffit"), description="Folder of the embedded default: database, objects, broker socket, caches."
+    )
+    host: str = Field("127.0.0.1", description="Address that the API listens on.")
+    port: int = Field(8321, ge=1, le=65535, description="Port that the API listens on.")
+    public_url: str | None = Field(
+        None, description="Base URL in links that replies carry; default: the request's own."
+    )
+
+    database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; default: SQLite under data_dir.")
+    broker_url: SecretStr | None = Field(
+        None, description="Redis or Valkey URL; default: the embedded Valkey's socket."
+    )
+    object_store: str | None = Field(None, description="`s3://bucket/prefix` or a folder; default: data_dir/objects.")
+    s3_endpoint_url: str | None = Field(None, description="Endpoint of an S3-compatible server; default: AWS.")
+    s3_region: str = Field("us-east-1", description="Region of the S3 bucket.")
+    s3_access_key_id: str | None = Field(None, description="Access key; default: boto3's own search.")
+    s3_secret_access_key: SecretStr | None = Field(None, description="Secret key; default: boto3's own search.")
+
+    bases: Annotated[list[str], NoDecode] = Field(
+        [str(PACKAGED_BASE)],
+        description="DiTPipeline folders or hub names that jobs may name, comma-separated; the first is the default.",
+    )
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
+    threads: int = Field(1, ge=1, description="CPU threads of a device worker; bit-exact resume needs the same count.")
+    role: Role = Field("both", description="What a device worker does: `both`, `train` or `sample`.")
+    bank_slots: int = Field(32, ge=2, description="Adapters that the bank on the device holds, the base included.")
+    max_batch_rows: int = Field(32, ge=1, description="Rows of one denoising forward pass.")
+
+    lease_seconds: float = Field(30.0, gt=0, description="A worker that is silent for so long has lost its work.")
+    stall_seconds: float = Field(
+        300.0, gt=0, description="A job whose step does not move for so long is given up by its worker."
+    )
+    slice_seconds: float = Field(
+        45.0, gt=0, description="How long a pump claims work before it goes back to the queue."
+    )
+    poll_seconds: float = Field(0.1, gt=0, description="How often a pump looks for new work between steps.")
+    sweep_seconds: float = Field(2.0, gt=0, description="How often upkeep looks for lost work.")
+    max_attempts: int = Field(3, ge=1, description="Crashes after which a job, dataset or sample is given up.")
+    retention_hours: float = Field(
+        24.0 * 7, gt=0, description="How long generated images, events' idempotency keys and orphan objects are kept."
+    )
+    keep_checkpoints: int = Field(3, ge=1, description="Checkpoints kept per job, newest first.")
+
+    max_upload_bytes: int = Field(512 * 1024**2, ge=1, description="Largest archive that an upload may hold.")
+    max_body_bytes: int = Field(1024**2, ge=1024, description="Largest body of any other request.")
+    max_images: int = Field(10_000, ge=2, description="Images that a dataset may hold.")
+    max_queued_jobs: int = Field(100, ge=1, description="Unfinished jobs that a tenant may have.")
+    max_queued_samples: int = Field(64, ge=1, description="Unfinished image requests that a tenant may have.")
+    max_steps: int = Field(20_000, ge=1, description="Training steps that a job may ask for.")
+    max_images_per_request: int = Field(16, ge=1, description="Largest `n` of an image request.")
+    image_wait_seconds: float = Field(
+        120.0, gt=0, description="How long a synchronous image request waits before it answers 503."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @field_validator("bases", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+    @property
+    def database(self) -> str:
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.data_dir.absolute() / 'difffit.db'}"
+
+    @property
+    def broker_socket(self) -> Path:
+        return self.data_dir.absolute() / "run" / "valkey.sock"
+
+    @property
+    def broker(self) -> str:
+        if self.broker_url is not None:
+            return self.broker_url.get_secret_value()
+        return f"redis+socket://{self.broker_socket}"
+
+    @property
+    def objects(self) -> str:
+        return self.object_store or str(self.data_dir.absolute() / "objects")
+
+
+@functools.cache
+def get_settings() -> Settings:
+    """The process's settings, read once. Only edges call this; `core` is handed what it needs."""
+    return Settings()  # pyright: ignore[reportCallIssue]  # pydantic-settings fills the fields

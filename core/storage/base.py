@@ -1,0 +1,56 @@
+"""Bytes by key. Keys are made by `core.storage.keys` alone, never from user text."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from core.errors import DomainError, Unavailable
+
+
+class ObjectMissing(DomainError):
+    """The database names an object that the store does not have."""
+
+    code = "object_missing"
+
+
+class StorageUnavailable(Unavailable):
+    code = "storage_unavailable"
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    key: str
+    size: int
+    modified_at: datetime
+
+
+class ObjectStore(Protocol):
+    """Writes are atomic and repeatable: an object is there whole or not at all, and a second equal put changes nothing."""
+
+    def put(self, key: str, data: bytes, content_type: str = "application/octet-stream") -> None: ...
+
+    def put_file(self, key: str, path: Path, content_type: str = "application/octet-stream") -> None: ...
+
+    def get(self, key: str) -> bytes:
+        """Raises ObjectMissing."""
+        ...
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Writes the object to `path`. Raises ObjectMissing."""
+        ...
+
+    def stream(self, key: str, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
+        """The object in chunks. Raises ObjectMissing before the first."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Deleting what is not there is no error."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]: ...
+
+    def ping(self) -> None:
+        """Raises StorageUnavailable."""
+        ...

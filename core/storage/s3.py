@@ -1,0 +1,97 @@
+"""Any S3. The one file that imports boto3."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from core.settings import Settings
+from core.storage.base import ObjectInfo, ObjectMissing, StorageUnavailable
+
+_MISSING = {"NoSuchKey", "404", "NotFound"}
+
+
+class S3Store:
+    """Objects under `s3://bucket/prefix/`. A put is atomic in S3 itself; botocore retries with backoff and jitter."""
+
+    def __init__(self, bucket: str, prefix: str, settings: Settings) -> None:
+        self._bucket = bucket
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        secret = settings.s3_secret_access_key
+        self._client: Any = boto3.client(
+            "s3",
+            endpoint_url=settings.s3_endpoint_url,
+            region_name=settings.s3_region,
+            aws_access_key_id=settings.s3_access_key_id,
+            aws_secret_access_key=secret.get_secret_value() if secret else None,
+            config=Config(
+                connect_timeout=5,
+                read_timeout=60,
+                retries={"mode": "standard", "max_attempts": 5},
+                s3={"addressing_style": "path"},
+            ),
+        )
+
+    def put(self, key: str, data: bytes, content_type: str = "application/octet-stream") -> None:
+        with _translated(key):
+            self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data, ContentType=content_type)
+
+    def put_file(self, key: str, path: Path, content_type: str = "application/octet-stream") -> None:
+        with _translated(key):
+            self._client.upload_file(
+                str(path), self._bucket, self._prefix + key, ExtraArgs={"ContentType": content_type}
+            )
+
+    def get(self, key: str) -> bytes:
+        with _translated(key):
+            return self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"].read()
+
+    def get_file(self, key: str, path: Path) -> None:
+        with _translated(key):
+            self._client.download_file(self._bucket, self._prefix + key, str(path))
+
+    def stream(self, key: str, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
+        with _translated(key):
+            body = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"]
+        return body.iter_chunks(chunk_bytes)
+
+    def delete(self, key: str) -> None:
+        with _translated(key):
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        with _translated(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=self._prefix + prefix
+            )
+            for page in pages:
+                for item in page.get("Contents", []):
+                    yield ObjectInfo(item["Key"].removeprefix(self._prefix), item["Size"], item["LastModified"])
+
+    def ping(self) -> None:
+        with _translated(""):
+            self._client.head_bucket(Bucket=self._bucket)
+
+    def create_bucket(self) -> None:
+        """For first starts; an existing bucket is left as it is."""
+        try:
+            self._client.create_bucket(Bucket=self._bucket)
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
+                raise StorageUnavailable(f"cannot create the bucket: {error}") from error
+
+
+@contextmanager
+def _translated(key: str) -> Iterator[None]:
+    try:
+        yield
+    except ClientError as error:
+        if error.response["Error"]["Code"] in _MISSING:
+            raise ObjectMissing(f"no object {key}") from error
+        raise StorageUnavailable(f"the object store refused: {error.response['Error']['Code']}") from error
+    except BotoCoreError as error:
+        raise StorageUnavailable(f"the object store does not answer: {type(error).__name__}") from error
