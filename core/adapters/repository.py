@@ -1,0 +1,35 @@
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from core.db.page import Page, newest_first
+from core.errors import NotFound
+from core.models import Adapter
+
+
+class AdapterRepository:
+    """One tenant's adapters. There is no way to ask it about another tenant's."""
+
+    def __init__(self, session: Session, tenant_id: str) -> None:
+        self._session = session
+        self._tenant_id = tenant_id
+
+    def get(self, adapter_id: str, pointer: str | None = None) -> Adapter:
+        found = self._session.scalar(self._own().where(Adapter.id == adapter_id))
+        if found is None:
+            raise NotFound(f"no adapter {adapter_id}", pointer=pointer)
+        return found
+
+    def find_model(self, model: str) -> Adapter | None:
+        """By its model name `ft:…`."""
+        return self._session.scalar(self._own().where(Adapter.model == model))
+
+    def list_newest(self, after: str | None, limit: int) -> Page[Adapter]:
+        last = self.get(after, pointer="/after") if after else None
+        key = (last.created_at, last.id) if last else None
+        return newest_first(self._session, self._own(), Adapter.created_at, Adapter.id, key, limit)
+
+    def list_all(self) -> list[Adapter]:
+        return list(self._session.scalars(self._own().order_by(Adapter.created_at, Adapter.id)))
+
+    def _own(self) -> Select[Adapter]:
+        return select(Adapter).where(Adapter.tenant_id == self._tenant_id, Adapter.deleted_at.is_(None))

@@ -1,0 +1,28 @@
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from core.db.page import Page, newest_first
+from core.errors import NotFound
+from core.models import Dataset
+
+
+class DatasetRepository:
+    """One tenant's datasets. There is no way to ask it about another tenant's."""
+
+    def __init__(self, session: Session, tenant_id: str) -> None:
+        self._session = session
+        self._tenant_id = tenant_id
+
+    def get(self, dataset_id: str, pointer: str | None = None) -> Dataset:
+        found = self._session.scalar(self._own().where(Dataset.id == dataset_id))
+        if found is None:
+            raise NotFound(f"no file {dataset_id}", pointer=pointer)
+        return found
+
+    def list_newest(self, after: str | None, limit: int) -> Page[Dataset]:
+        last = self.get(after, pointer="/after") if after else None
+        key = (last.created_at, last.id) if last else None
+        return newest_first(self._session, self._own(), Dataset.created_at, Dataset.id, key, limit)
+
+    def _own(self) -> Select[Dataset]:
+        return select(Dataset).where(Dataset.tenant_id == self._tenant_id, Dataset.deleted_at.is_(None))

@@ -1,0 +1,154 @@
+"""Datasets: stored at once, validated by a worker, deleted only when no unfinished job needs them."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import Update
+
+from core import outbox
+from core.datasets.repository import DatasetRepository
+from core.db.session import now
+from core.errors import Conflict
+from core.ids import new_id
+from core.jobs import service as jobs
+from core.jobs.states import UNFINISHED
+from core.models import Dataset, Job
+from core.storage import keys
+
+
+@dataclass(frozen=True)
+class ValidationPlan:
+    """One claim of one dataset: what a worker needs, and the fence that its writes carry."""
+
+    dataset_id: str
+    tenant_id: str
+    filename: str
+    sha256: str
+    object_key: str
+    attempt: int
+
+
+def new_dataset_id(tenant_id: str) -> tuple[str, str]:
+    """An id and the key that its archive goes to: bytes are stored first, the row commits after."""
+    dataset_id = new_id("file")
+    return dataset_id, keys.archive(tenant_id, dataset_id)
+
+
+def create_dataset(
+    session: Session, tenant_id: str, dataset_id: str, *, filename: str, purpose: str, size: int, sha256: str
+) -> Dataset:
+    """Record an archive whose bytes are in the store, and ask for its validation."""
+    dataset = Dataset(
+        id=dataset_id,
+        tenant_id=tenant_id,
+        filename=filename,
+        purpose=purpose,
+        bytes=size,
+        sha256=sha256,
+        object_key=keys.archive(tenant_id, dataset_id),
+    )
+    session.add(dataset)
+    session.flush()
+    outbox.put(session, "dataset.validate", dataset_id=dataset_id)
+    return dataset
+
+
+def delete_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
+    """Hide it now; upkeep removes its bytes. An unfinished job on it stands in the way."""
+    dataset = DatasetRepository(session, tenant_id).get(dataset_id)
+    using = select(Job.id).where(Job.dataset_id == dataset.id, Job.status.in_(UNFINISHED)).limit(1)
+    if job_id := session.scalar(using):
+        raise Conflict(f"job {job_id} still needs this file: cancel it or let it end first", code="file_in_use")
+    dataset.deleted_at = now(session)
+    return dataset
+
+
+def claim(session: Session, worker: str, lease_seconds: float) -> ValidationPlan | None:
+    """The oldest dataset that nobody validates, or None."""
+    moment = now(session)
+    free = (Dataset.lease_until.is_(None)) | (Dataset.lease_until < moment)
+    waiting = (Dataset.status == "uploaded", Dataset.deleted_at.is_(None), free)
+    oldest = select(Dataset.id).where(*waiting).order_by(Dataset.created_at).limit(1)
+    oldest = oldest.with_for_update(skip_locked=True)
+    taken = (
+        update(Dataset)
+        .where(Dataset.id == oldest.scalar_subquery(), *waiting)
+        .values(attempt=Dataset.attempt + 1, lease_until=moment + timedelta(seconds=lease_seconds), worker=worker)
+        .returning(Dataset)
+    )
+    row = session.scalar(taken)
+    if row is None:
+        return None
+    return ValidationPlan(row.id, row.tenant_id, row.filename, row.sha256, row.object_key, row.attempt)
+
+
+def extend(session: Session, plan: ValidationPlan, lease_seconds: float) -> bool:
+    until = now(session) + timedelta(seconds=lease_seconds)
+    return _rows(session, _held(plan).values(lease_until=until)) == 1
+
+
+def finish_validation(
+    session: Session, plan: ValidationPlan, report: dict[str, Any], pack_key: str | None, report_key: str
+) -> bool:
+    """Write the verdict, and let the jobs that waited for it go on. False: another attempt has taken over."""
+    values = {
+        "status": report["status"],
+        "status_details": report.get("detail"),
+        "error_code": report.get("code"),
+        "images": report.get("images"),
+        "rejected": report.get("rejected"),
+        "classes": report.get("classes"),
+        "pack_key": pack_key,
+        "pack_sha256": report.get("sha256"),
+        "report_key": report_key,
+        "lease_until": None,
+    }
+    if _rows(session, _held(plan).values(**values)) != 1:
+        return False
+    dataset = session.get_one(Dataset, plan.dataset_id, populate_existing=True)
+    jobs.dataset_settled(session, dataset)
+    return True
+
+
+def give_up(session: Session, plan: ValidationPlan, *, code: str, detail: str) -> bool:
+    """The archive could not be read at all by us: an error of ours, said as such."""
+    if (
+        _rows(session, _held(plan).values(status="error", error_code=code, status_details=detail, lease_until=None))
+        != 1
+    ):
+        return False
+    jobs.dataset_settled(session, session.get_one(Dataset, plan.dataset_id, populate_existing=True))
+    return True
+
+
+def release(session: Session, plan: ValidationPlan) -> None:
+    """Let go, to be claimed again at once: the store or the machine failed, not the dataset."""
+    session.execute(_held(plan).values(lease_until=None))
+
+
+def sweep(session: Session, max_attempts: int) -> bool:
+    """Give up datasets whose workers died too often. True when any dataset waits for a worker."""
+    moment = now(session)
+    lost = (Dataset.status == "uploaded", Dataset.lease_until < moment)
+    for dataset in session.scalars(select(Dataset).where(*lost, Dataset.attempt >= max_attempts)):
+        plan = ValidationPlan(
+            dataset.id, dataset.tenant_id, dataset.filename, dataset.sha256, dataset.object_key, dataset.attempt
+        )
+        give_up(session, plan, code="crashed", detail=f"validation crashed {dataset.attempt} times")
+    free = (Dataset.lease_until.is_(None)) | (Dataset.lease_until < moment)
+    waiting = (Dataset.status == "uploaded", Dataset.deleted_at.is_(None), free)
+    return session.scalar(select(Dataset.id).where(*waiting).limit(1)) is not None
+
+
+def _held(plan: ValidationPlan) -> Update:
+    """The dataset, while this very attempt validates it."""
+    return update(Dataset).where(
+        Dataset.id == plan.dataset_id, Dataset.status == "uploaded", Dataset.attempt == plan.attempt
+    )
+
+
+def _rows(session: Session, statement: Update) -> int:
+    return session.execute(statement).rowcount  # pyright: ignore[reportAttributeAccessIssue]

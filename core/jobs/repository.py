@@ -1,0 +1,65 @@
+from typing import Any
+
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from core.db.page import Page, newest_first
+from core.errors import NotFound
+from core.models import Checkpoint, Job, JobEvent, JobMetric, Preview
+
+
+class JobRepository:
+    """One tenant's jobs and what belongs to them. There is no way to ask it about another tenant's."""
+
+    def __init__(self, session: Session, tenant_id: str) -> None:
+        self._session = session
+        self._tenant_id = tenant_id
+
+    def get(self, job_id: str, pointer: str | None = None) -> Job:
+        found = self._session.scalar(self._own().where(Job.id == job_id))
+        if found is None:
+            raise NotFound(f"no fine-tuning job {job_id}", pointer=pointer)
+        return found
+
+    def list_newest(self, after: str | None, limit: int) -> Page[Job]:
+        last = self.get(after, pointer="/after") if after else None
+        return newest_first(
+            self._session, self._own(), Job.created_at, Job.id, (last.created_at, last.id) if last else None, limit
+        )
+
+    def list_events(self, job_id: str, before: int | None, limit: int) -> Page[JobEvent]:
+        """Newest first; `before` is the id of the last one that the caller has."""
+        query = self._of(JobEvent, job_id)
+        if before is not None:
+            query = query.where(JobEvent.id < before)
+        rows = list(self._session.scalars(query.order_by(JobEvent.id.desc()).limit(limit + 1)))
+        return Page(rows[:limit], len(rows) > limit)
+
+    def list_events_since(self, job_id: str, since: int, limit: int = 200) -> list[JobEvent]:
+        """Oldest first, after id `since`: what a stream sends next."""
+        query = self._of(JobEvent, job_id).where(JobEvent.id > since)
+        return list(self._session.scalars(query.order_by(JobEvent.id).limit(limit)))
+
+    def list_metrics(self, job_id: str, since_step: int, limit: int) -> list[JobMetric]:
+        """In order of steps, after `since_step`."""
+        query = self._of(JobMetric, job_id).where(JobMetric.step > since_step)
+        return list(self._session.scalars(query.order_by(JobMetric.step).limit(limit)))
+
+    def list_checkpoints(self, job_id: str) -> list[Checkpoint]:
+        return list(self._session.scalars(self._of(Checkpoint, job_id).order_by(Checkpoint.step.desc())))
+
+    def list_previews(self, job_id: str) -> list[Preview]:
+        return list(self._session.scalars(self._of(Preview, job_id).order_by(Preview.step)))
+
+    def get_preview(self, job_id: str, preview_id: str) -> Preview:
+        found = self._session.scalar(self._of(Preview, job_id).where(Preview.id == preview_id))
+        if found is None:
+            raise NotFound(f"no preview {preview_id} of job {job_id}")
+        return found
+
+    def _own(self) -> Select[Job]:
+        return select(Job).where(Job.tenant_id == self._tenant_id)
+
+    def _of(self, table: Any, job_id: str) -> Select[Any]:
+        self.get(job_id)  # someone else's job is not found, and so is what belongs to it
+        return select(table).where(table.job_id == job_id, table.tenant_id == self._tenant_id)

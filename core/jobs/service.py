@@ -1,0 +1,463 @@
+"""The verbs of a fine-tuning job: what a tenant asks for, and what a worker that holds it may write.
+
+Every write of a worker carries its attempt in the WHERE: a late worker writes nothing.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import case, func, select, update
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import Update
+
+from core import outbox
+from core.datasets.repository import DatasetRepository
+from core.db.session import now
+from core.diffusion.catalog import BaseSummary, Catalog
+from core.errors import Conflict, DomainError, OverQuota
+from core.jobs.repository import JobRepository
+from core.jobs.states import TERMINAL, UNFINISHED, Status, move
+from core.models import Adapter, Checkpoint, Dataset, Job, JobEvent, JobMetric, Preview, Tenant
+from core.training.spec import TrainSpec, resolve
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One claim of one job: what a worker needs, and the fence that its writes carry."""
+
+    job_id: str
+    tenant_id: str
+    attempt: int
+    model: str
+    suffix: str | None
+    spec: TrainSpec
+    pack_key: str
+    pack_sha256: str
+    numeric_path: dict[str, Any] | None
+    checkpoint_key: str | None
+    checkpoint_sha256: str | None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the database says to a worker that reports: go on, or stop for one of three reasons."""
+
+    held: bool
+    cancel: bool = False
+    pause: bool = False
+
+    @property
+    def goes_on(self) -> bool:
+        return self.held and not self.cancel and not self.pause
+
+
+def create_job(
+    session: Session,
+    tenant_id: str,
+    base: BaseSummary,
+    *,
+    dataset_id: str,
+    hyperparameters: dict[str, Any],
+    suffix: str | None = None,
+    seed: int = 0,
+    labels: dict[str, str] | None = None,
+    max_queued: int = 100,
+    max_steps: int = 20_000,
+) -> Job:
+    """Queue a fine-tune on one of the tenant's own datasets. Raises NotFound, Conflict, Invalid or OverQuota."""
+    dataset = DatasetRepository(session, tenant_id).get(dataset_id, pointer="/training_file")
+    if dataset.status == "error":
+        raise Conflict(
+            f"file {dataset.id} failed validation ({dataset.error_code}): {dataset.status_details}",
+            code="file_not_usable",
+            pointer="/training_file",
+        )
+    _admit(session, tenant_id, max_queued)
+    # Bounds are checked now even where the dataset is not known yet: nothing bad is accepted.
+    spec = _resolve(hyperparameters, dataset, base, seed, max_steps)
+    ready = dataset.status == "processed"
+    job = Job(
+        tenant_id=tenant_id,
+        dataset_id=dataset.id,
+        model=base.name,
+        base_fingerprint=base.fingerprint,
+        suffix=suffix,
+        seed=seed,
+        request=hyperparameters,
+        spec=spec.to_json() if ready else None,
+        labels=labels or {},
+        status=Status.queued if ready else Status.validating_files,
+    )
+    session.add(job)
+    session.flush()
+    _event(session, job.id, tenant_id, f"Created fine-tuning job: {job.id}")
+    if ready:
+        _queued(session, job.id, tenant_id)
+    else:
+        _event(session, job.id, tenant_id, f"Validating training file: {dataset.id}")
+    return job
+
+
+def dataset_settled(session: Session, dataset: Dataset) -> None:
+    """Jobs that waited for this dataset's validation are queued, or fail with its reason."""
+    waiting = select(Job).where(Job.dataset_id == dataset.id, Job.status == Status.validating_files)
+    for job in session.scalars(waiting).all():
+        if dataset.status == "error":
+            error = {
+                "code": "invalid_training_file",
+                "message": f"{dataset.error_code}: {dataset.status_details}",
+                "param": "training_file",
+            }
+            if move(session, job.id, Status.validating_files, Status.failed, error=error):
+                _event(session, job.id, job.tenant_id, error["message"], level="error")
+        elif move(session, job.id, Status.validating_files, Status.queued):
+            _queued(session, job.id, job.tenant_id)
+
+
+def cancel_job(session: Session, tenant_id: str, job_id: str) -> Job:
+    """At once where no worker holds it; else the worker stops at its next step."""
+    job = JobRepository(session, tenant_id).get(job_id)
+    for waiting in (Status.validating_files, Status.queued, Status.paused):
+        if move(session, job.id, waiting, Status.cancelled, cancel_requested=True):
+            _event(session, job.id, tenant_id, "Job cancelled")
+            return _fresh(session, job)
+    _ask(session, job, "cancelled", cancel_requested=True, phase="cancelling")
+    return _fresh(session, job)
+
+
+def pause_job(session: Session, tenant_id: str, job_id: str) -> Job:
+    """Keep its checkpoint and give the device away until `resume_job`."""
+    job = JobRepository(session, tenant_id).get(job_id)
+    if job.status == Status.paused:
+        return job
+    for waiting in (Status.validating_files, Status.queued):
+        if move(session, job.id, waiting, Status.paused):
+            _event(session, job.id, tenant_id, "Job paused")
+            return _fresh(session, job)
+    _ask(session, job, "paused", pause_requested=True, phase="pausing")
+    return _fresh(session, job)
+
+
+def resume_job(session: Session, tenant_id: str, job_id: str) -> Job:
+    """Back to the queue, to go on from its last checkpoint."""
+    job = JobRepository(session, tenant_id).get(job_id)
+    dataset = session.get_one(Dataset, job.dataset_id)
+    target = Status.validating_files if dataset.status == "uploaded" else Status.queued
+    if move(session, job.id, Status.paused, target, pause_requested=False):
+        _event(session, job.id, tenant_id, "Job resumed")
+        if target == Status.queued:
+            _queued(session, job.id, tenant_id)
+        return _fresh(session, job)
+    raise Conflict(f"job {job.id} is {job.status}: only a paused job resumes", code="job_not_paused")
+
+
+# --- what a worker may do ---------------------------------------------------------------------------------------------
+
+
+def claim(session: Session, worker: str, lease_seconds: float, catalog: Catalog) -> Plan | None:
+    """Take the next job: the tenant that has used the device least goes first, its oldest job first."""
+    moment = now(session)
+    waiting = (Job.status == Status.queued, Job.model.in_(catalog.names()))
+    candidate = (
+        select(Job.id)
+        .join(Tenant, Tenant.id == Job.tenant_id)
+        .where(*waiting)
+        .order_by(Tenant.device_seconds, Job.created_at, Job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True, of=Job)
+    )
+    job_id = session.scalar(candidate)
+    if job_id is None:
+        return None
+    job = session.get_one(Job, job_id, populate_existing=True)
+    dataset = session.get_one(Dataset, job.dataset_id)
+    if job.spec is None:  # it was created before its dataset was known
+        base = catalog.get(job.model)
+        try:
+            spec = _resolve(job.request, dataset, base, job.seed, None)
+        except DomainError as error:
+            _fail_queued(session, job, error)
+            return None
+        session.execute(update(Job).where(Job.id == job.id).values(spec=spec.to_json()))
+    taken = move(
+        session,
+        job.id,
+        Status.queued,
+        Status.running,
+        attempt=Job.attempt + 1,
+        lease_until=moment + timedelta(seconds=lease_seconds),
+        worker=worker,
+        phase="preparing",
+        started_at=func.coalesce(Job.started_at, moment),
+    )
+    if not taken:
+        return None
+    session.refresh(job)
+    if job.attempt == 1:
+        _event(session, job.id, job.tenant_id, "Fine-tuning job started")
+    checkpoint = session.get(Checkpoint, job.checkpoint_id) if job.checkpoint_id else None
+    return Plan(
+        job_id=job.id,
+        tenant_id=job.tenant_id,
+        attempt=job.attempt,
+        model=job.model,
+        suffix=job.suffix,
+        spec=TrainSpec.from_json(job.spec or {}),
+        pack_key=dataset.pack_key or "",
+        pack_sha256=dataset.pack_sha256 or "",
+        numeric_path=job.numeric_path,
+        checkpoint_key=checkpoint.object_key if checkpoint else None,
+        checkpoint_sha256=checkpoint.sha256 if checkpoint else None,
+    )
+
+
+def fix_numeric_path(session: Session, plan: Plan, numeric_path: dict[str, Any]) -> bool:
+    """Written once, at the first claim; a later attempt must keep to it."""
+    return _wrote(session, _held(plan).where(Job.numeric_path.is_(None)).values(numeric_path=numeric_path))
+
+
+def extend(session: Session, plan: Plan, lease_seconds: float) -> bool:
+    until = now(session) + timedelta(seconds=lease_seconds)
+    return _wrote(session, _held(plan).values(lease_until=until))
+
+
+def report(
+    session: Session, plan: Plan, *, step: int, progress: dict[str, Any], device_seconds: float, phase: str = "training"
+) -> Standing:
+    """Write progress down and learn whether to go on."""
+    values = {"step": step, "progress": progress, "device_seconds": Job.device_seconds + device_seconds}
+    mine = _held(plan).values(
+        **values, phase=_unless_asked(phase), crashes=0 if step > 0 else Job.crashes, updated_at=now(session)
+    )
+    asked = session.execute(mine.returning(Job.cancel_requested, Job.pause_requested)).one_or_none()
+    if asked is None:
+        return Standing(held=False)
+    charge(session, plan.tenant_id, device_seconds)
+    return Standing(held=True, cancel=asked[0], pause=asked[1])
+
+
+def add_metric(session: Session, plan: Plan, step: int, data: dict[str, Any]) -> None:
+    """One row a step: a resumed job that passes the step again writes nothing new."""
+    known = select(JobMetric.id).where(JobMetric.job_id == plan.job_id, JobMetric.step == step)
+    if session.scalar(known) is not None or not is_held(session, plan):
+        return
+    session.add(JobMetric(job_id=plan.job_id, tenant_id=plan.tenant_id, step=step, data=data))
+    total = data.get("total_steps", "?")
+    message = f"Step {step}/{total}: training loss={data['train_loss']:.4f}"
+    if data.get("valid_loss") is not None:
+        message += f", validation loss={data['valid_loss']:.4f}"
+    _event(session, plan.job_id, plan.tenant_id, message, type="metrics", data={"step": step, **data})
+
+
+def add_checkpoint(
+    session: Session, plan: Plan, *, step: int, key: str, sha256: str, size: int, metrics: dict[str, Any]
+) -> bool:
+    """Point the job at it, in the transaction that records it. False: another attempt has taken over."""
+    known = select(Checkpoint).where(Checkpoint.job_id == plan.job_id, Checkpoint.step == step)
+    checkpoint = session.scalar(known)
+    if not is_held(session, plan):
+        return False
+    if checkpoint is None:
+        checkpoint = Checkpoint(job_id=plan.job_id, tenant_id=plan.tenant_id, step=step, metrics=metrics)
+        session.add(checkpoint)
+    checkpoint.object_key, checkpoint.sha256, checkpoint.bytes = key, sha256, size
+    session.flush()
+    return _wrote(session, _held(plan).values(checkpoint_id=checkpoint.id))
+
+
+def add_preview(
+    session: Session, plan: Plan, *, step: int, key: str, sha256: str, size: int, classes: list[str], seeds: list[int]
+) -> bool:
+    known = select(Preview.id).where(Preview.job_id == plan.job_id, Preview.step == step)
+    if not is_held(session, plan) or session.scalar(known) is not None:
+        return False
+    preview = Preview(job_id=plan.job_id, tenant_id=plan.tenant_id, step=step, object_key=key)
+    preview.sha256, preview.bytes, preview.classes, preview.seeds = sha256, size, classes, seeds
+    session.add(preview)
+    _event(session, plan.job_id, plan.tenant_id, f"Preview drawn at step {step}", data={"step": step})
+    return True
+
+
+def yield_back(session: Session, plan: Plan) -> bool:
+    """The slice is over and its checkpoint lies in the store: back to the queue, not a failure."""
+    if not move(session, plan.job_id, Status.running, Status.queued, _mine(plan), phase="waiting"):
+        return False
+    outbox.put(session, "job.train", job_id=plan.job_id)
+    return True
+
+
+def stop(session: Session, plan: Plan, standing: Standing) -> bool:
+    """Carry out the cancel or the pause that `report` told of."""
+    target = Status.cancelled if standing.cancel else Status.paused
+    if not move(session, plan.job_id, Status.running, target, _mine(plan), pause_requested=False, phase=None):
+        return False
+    _event(session, plan.job_id, plan.tenant_id, f"Job {target}")
+    return True
+
+
+def finish(session: Session, plan: Plan, adapter: Adapter, metrics: dict[str, Any]) -> bool:
+    """The adapter's row and the job's success are one transaction; a second one is refused by the unique job_id."""
+    asked = _held(plan).where(Job.cancel_requested.is_(False))
+    if not _wrote(session, asked.values(phase="publishing")):
+        return False
+    session.add(adapter)
+    session.flush()
+    if not move(session, plan.job_id, Status.running, Status.succeeded, _mine(plan), adapter_id=adapter.id):
+        raise RuntimeError(f"job {plan.job_id} moved inside its own transaction")
+    _event(session, plan.job_id, plan.tenant_id, f"New fine-tuned model created: {adapter.model}", data=metrics)
+    _event(session, plan.job_id, plan.tenant_id, "The job has successfully completed")
+    return True
+
+
+def fail(session: Session, plan: Plan, *, code: str, message: str, param: str | None = None) -> bool:
+    error = {"code": code, "message": message, "param": param}
+    if not move(session, plan.job_id, Status.running, Status.failed, _mine(plan), error=error):
+        return False
+    _event(session, plan.job_id, plan.tenant_id, f"Job failed: {message}", level="error")
+    return True
+
+
+def put_back(session: Session, plan: Plan, reason: str, max_crashes: int) -> bool:
+    """This attempt could not go on (a crash, an outage): again from the last checkpoint, or `crashed` at the limit."""
+    job = session.get(Job, plan.job_id, populate_existing=True)
+    return job is not None and job.attempt == plan.attempt and _lost(session, job, reason, max_crashes)
+
+
+def release(session: Session, plan: Plan) -> bool:
+    """A worker that shuts down lets go of what it holds: nobody's failure."""
+    return yield_back(session, plan)
+
+
+def is_held(session: Session, plan: Plan) -> bool:
+    held = select(Job.id).where(Job.id == plan.job_id, Job.status == Status.running, Job.attempt == plan.attempt)
+    return session.scalar(held) is not None
+
+
+def charge(session: Session, tenant_id: str, device_seconds: float) -> None:
+    """Count device time against a tenant, for fairness."""
+    session.execute(
+        update(Tenant).where(Tenant.id == tenant_id).values(device_seconds=Tenant.device_seconds + device_seconds)
+    )
+
+
+# --- what upkeep does -------------------------------------------------------------------------------------------------
+
+
+def sweep(session: Session, max_crashes: int) -> bool:
+    """Take back jobs whose lease ran out. True when any job waits for a worker."""
+    lost = select(Job).where(Job.status == Status.running, Job.lease_until < now(session))
+    for job in session.scalars(lost).all():
+        _lost(session, job, "its worker fell silent", max_crashes)
+    return session.scalar(select(Job.id).where(Job.status == Status.queued).limit(1)) is not None
+
+
+def old_checkpoints(session: Session, keep: int) -> list[Checkpoint]:
+    """Checkpoints beyond the newest `keep` of each job, the one that a resume needs never among them."""
+    rank = func.row_number().over(partition_by=Checkpoint.job_id, order_by=Checkpoint.step.desc()).label("rank")
+    ranked = select(Checkpoint.id, rank).subquery()
+    used = select(Job.checkpoint_id).where(Job.checkpoint_id.is_not(None), Job.status.in_(UNFINISHED))
+    beyond = select(ranked.c.id).where(ranked.c.rank > keep)
+    return list(session.scalars(select(Checkpoint).where(Checkpoint.id.in_(beyond), Checkpoint.id.not_in(used))))
+
+
+# --- private ----------------------------------------------------------------------------------------------------------
+
+
+def _resolve(
+    hyperparameters: dict[str, Any], dataset: Dataset, base: BaseSummary, seed: int, max_steps: int | None
+) -> TrainSpec:
+    counts = [item["count"] for item in dataset.classes or []] or [2]
+    limits = {} if max_steps is None else {"max_steps": max_steps}
+    return resolve(hyperparameters, images=sum(counts), classes=len(counts), base=base, seed=seed, **limits)
+
+
+def _admit(session: Session, tenant_id: str, max_queued: int) -> None:
+    """Check the quota, and let a tenant that comes back start level with those who work now.
+
+    Else a tenant that slept for a week would own the device until it had caught up (start-time fair queueing).
+    """
+    unfinished = select(func.count()).select_from(Job).where(Job.tenant_id == tenant_id, Job.status.in_(UNFINISHED))
+    count = session.scalar(unfinished) or 0
+    if count >= max_queued:
+        raise OverQuota(f"{count} jobs are unfinished, the most that this tenant may have", code="too_many_jobs")
+    if count == 0:
+        active = select(Job.tenant_id).where(Job.status.in_((Status.queued, Status.running)))
+        level = session.scalar(select(func.min(Tenant.device_seconds)).where(Tenant.id.in_(active))) or 0.0
+        behind = (Tenant.id == tenant_id, Tenant.device_seconds < level)
+        session.execute(update(Tenant).where(*behind).values(device_seconds=level))
+
+
+def _queued(session: Session, job_id: str, tenant_id: str) -> None:
+    _event(session, job_id, tenant_id, "Files validated, moving job to queued state")
+    outbox.put(session, "job.train", job_id=job_id)
+
+
+def _ask(session: Session, job: Job, verb: str, **values: Any) -> None:
+    """Set a flag on a job that a worker runs; Conflict when it has ended."""
+    running = update(Job).where(Job.id == job.id, Job.status == Status.running)
+    if _wrote(session, running.values(**values)):
+        return
+    session.refresh(job)
+    if job.status in TERMINAL:
+        raise Conflict(f"job {job.id} is {job.status} already: it cannot be {verb}", code="job_ended")
+    raise Conflict(f"job {job.id} is just changing: ask again", code="job_moving")
+
+
+def _lost(session: Session, job: Job, reason: str, max_crashes: int) -> bool:
+    """Cancelled if that was asked for, failed at the limit, else queued again from its last checkpoint."""
+    mine = Job.attempt == job.attempt
+    if job.cancel_requested:
+        return move(session, job.id, Status.running, Status.cancelled, mine) and _said(session, job, "Job cancelled")
+    if job.pause_requested:
+        paused = move(session, job.id, Status.running, Status.paused, mine, pause_requested=False)
+        return paused and _said(session, job, "Job paused")
+    if job.crashes + 1 >= max_crashes:
+        message = f"given up after {job.crashes + 1} crashes without progress: {reason}"
+        error = {"code": "crashed", "message": message, "param": None}
+        failed = move(session, job.id, Status.running, Status.failed, mine, error=error)
+        return failed and _said(session, job, f"Job failed: {message}", level="error")
+    if not move(session, job.id, Status.running, Status.queued, mine, crashes=Job.crashes + 1, phase="waiting"):
+        return False
+    outbox.put(session, "job.train", job_id=job.id)
+    return _said(
+        session, job, f"Attempt {job.attempt} ended ({reason}); going on from the last checkpoint", level="warn"
+    )
+
+
+def _fail_queued(session: Session, job: Job, error: DomainError) -> None:
+    body = {"code": error.code, "message": str(error), "param": error.pointer}
+    if move(session, job.id, Status.queued, Status.failed, error=body):
+        _event(session, job.id, job.tenant_id, f"Job failed: {error}", level="error")
+
+
+def _said(session: Session, job: Job, message: str, level: str = "info") -> bool:
+    _event(session, job.id, job.tenant_id, message, level=level)
+    return True
+
+
+def _event(session: Session, job_id: str, tenant_id: str, message: str, **fields: Any) -> None:
+    session.add(JobEvent(job_id=job_id, tenant_id=tenant_id, message=message, **fields))
+
+
+def _mine(plan: Plan) -> Any:
+    return Job.attempt == plan.attempt
+
+
+def _held(plan: Plan) -> Update:
+    """The job, while this very attempt runs it: a cancelled or re-claimed job stays untouched."""
+    return update(Job).where(Job.id == plan.job_id, Job.status == Status.running, Job.attempt == plan.attempt)
+
+
+def _unless_asked(phase: str) -> Any:
+    """`cancelling` and `pausing` are not overwritten by a step that was under way."""
+    return case((Job.cancel_requested, "cancelling"), (Job.pause_requested, "pausing"), else_=phase)
+
+
+def _wrote(session: Session, statement: Update) -> bool:
+    return session.execute(statement).rowcount == 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _fresh(session: Session, job: Job) -> Job:
+    session.refresh(job)
+    return job

@@ -1,0 +1,78 @@
+"""Tenants and their keys. A key's secret is shown once; the database holds its digest."""
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from core.db.session import now
+from core.errors import Conflict, DomainError, NotFound
+from core.models import ApiKey, Tenant
+
+_PREFIX = "dfk_"
+
+
+class Unauthenticated(DomainError):
+    """No key, or one that opens nothing."""
+
+    code = "invalid_api_key"
+
+
+class Suspended(DomainError):
+    code = "tenant_suspended"
+
+
+@dataclass(frozen=True)
+class NewKey:
+    key: ApiKey
+    secret: str  # never stored, never logged
+
+
+def create_tenant(session: Session, name: str) -> Tenant:
+    if session.scalar(select(Tenant.id).where(Tenant.name == name)) is not None:
+        raise Conflict(f"a tenant named {name!r} exists already", code="tenant_exists", pointer="/name")
+    tenant = Tenant(name=name)
+    session.add(tenant)
+    session.flush()
+    return tenant
+
+
+def create_key(session: Session, tenant_id: str, name: str) -> NewKey:
+    secret = _PREFIX + secrets.token_urlsafe(32)
+    key = ApiKey(tenant_id=tenant_id, name=name, prefix=secret[: len(_PREFIX) + 4], digest=_digest(secret))
+    session.add(key)
+    session.flush()
+    return NewKey(key, secret)
+
+
+def authenticate(session: Session, secret: str) -> Tenant:
+    """The tenant whose key this is. Raises Unauthenticated or Suspended."""
+    found = session.execute(
+        select(Tenant)
+        .join(ApiKey, ApiKey.tenant_id == Tenant.id)
+        .where(ApiKey.digest == _digest(secret), ApiKey.revoked_at.is_(None))
+    ).scalar_one_or_none()
+    if found is None:
+        raise Unauthenticated("the API key is unknown or revoked: send 'Authorization: Bearer dfk_…' with a live key")
+    if found.status != "active":
+        raise Suspended("this tenant is suspended: ask the operator")
+    return found
+
+
+def list_keys(session: Session, tenant_id: str) -> list[ApiKey]:
+    return list(session.scalars(select(ApiKey).where(ApiKey.tenant_id == tenant_id).order_by(ApiKey.created_at)))
+
+
+def revoke_key(session: Session, tenant_id: str, key_id: str) -> ApiKey:
+    key = session.scalar(select(ApiKey).where(ApiKey.tenant_id == tenant_id, ApiKey.id == key_id))
+    if key is None:
+        raise NotFound(f"no API key {key_id}")
+    if key.revoked_at is None:
+        key.revoked_at = now(session)
+    return key
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
