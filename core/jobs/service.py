@@ -12,9 +12,10 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import Update
 
 from core import outbox
+from core.bases import Catalog
 from core.datasets.repository import DatasetRepository
 from core.db.session import now
-from core.diffusion.catalog import BaseSummary, Catalog
+from core.diffusion.catalog import BaseSummary
 from core.errors import Conflict, DomainError, OverQuota
 from core.jobs.repository import JobRepository
 from core.jobs.states import TERMINAL, UNFINISHED, Status, move
