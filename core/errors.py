@@ -2,7 +2,7 @@
 
 
 class DomainError(Exception):
-    """Base of the families. `code` is stable and documented; `pointer` names the field (RFC 6901) when one is at fault."""
+    """Base of the families. `code` is stable and documented; `pointer` (RFC 6901) names the field at fault, if any."""
 
     code = "error"
 

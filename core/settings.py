@@ -1,6 +1,9 @@
 """Every setting of the service, read from the environment (`DIFFFIT_…`) or `.env`; `.env.example` lists them all."""
 
 import functools
+import hashlib
+import os
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,6 +11,8 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PACKAGED_BASE = Path(__file__).parent.parent / "models" / "emoji-dit-64"
+
+_LONGEST_SOCKET = 100  # the kernel takes 107 bytes
 
 Role = Literal["both", "train", "sample"]
 
@@ -38,7 +43,7 @@ class Settings(BaseSettings):
 
     bases: Annotated[list[str], NoDecode] = Field(
         [str(PACKAGED_BASE)],
-        description="DiTPipeline folders or hub names that jobs may name, comma-separated; the first is the default.",
+        description="DiTPipeline folders or hub names, comma-separated; the first is the default.",
     )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
     threads: int = Field(1, ge=1, description="CPU threads of a device worker; bit-exact resume needs the same count.")
@@ -57,7 +62,7 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(2.0, gt=0, description="How often upkeep looks for lost work.")
     max_attempts: int = Field(3, ge=1, description="Crashes after which a job, dataset or sample is given up.")
     retention_hours: float = Field(
-        24.0 * 7, gt=0, description="How long generated images, events' idempotency keys and orphan objects are kept."
+        24.0 * 7, gt=0, description="How long generated images and idempotency keys are kept."
     )
     keep_checkpoints: int = Field(3, ge=1, description="Checkpoints kept per job, newest first.")
 
@@ -86,7 +91,11 @@ class Settings(BaseSettings):
 
     @property
     def broker_socket(self) -> Path:
-        return self.data_dir.absolute() / "run" / "valkey.sock"
+        inside = self.data_dir.absolute() / "run" / "valkey.sock"
+        if len(str(inside)) < _LONGEST_SOCKET:
+            return inside
+        digest = hashlib.sha256(str(inside).encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"difffit-{os.getuid()}-{digest}" / "valkey.sock"
 
     @property
     def broker(self) -> str:

@@ -27,7 +27,7 @@ class ObjectInfo:
 
 
 class ObjectStore(Protocol):
-    """Writes are atomic and repeatable: an object is there whole or not at all, and a second equal put changes nothing."""
+    """Writes are atomic and repeatable: an object is there whole or not at all."""
 
     def put(self, key: str, data: bytes, content_type: str = "application/octet-stream") -> None: ...
 

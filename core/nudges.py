@@ -1,0 +1,81 @@
+"""Redis publish/subscribe: "there is work", "this is done". A lost word costs a poll, never work: the database is the truth."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import redis
+
+WORK = "difffit.work"  # said after a commit that promised a message; the relay and running pumps listen
+DONE = "difffit.done"  # an id whose row has reached a terminal state; waiting callers listen
+
+_TIMEOUTS = {"socket_timeout": 5.0, "socket_connect_timeout": 2.0}
+
+
+def connect(broker_url: str) -> "redis.Redis":
+    """A client for a Celery broker URL; kombu writes Unix sockets as `redis+socket://`, redis-py as `unix://`."""
+    if broker_url.startswith("redis+socket://"):
+        broker_url = "unix://" + broker_url.removeprefix("redis+socket://")
+    return redis.Redis.from_url(broker_url, **_TIMEOUTS)
+
+
+class Nudges:
+    """Says the words. A broker that does not answer is no error here: listeners poll as well."""
+
+    def __init__(self, broker_url: str) -> None:
+        self._client = connect(broker_url)
+
+    def rouse(self) -> None:
+        self._publish(WORK, "")
+
+    def announce(self, noun_id: str) -> None:
+        self._publish(DONE, noun_id)
+
+    def ping(self) -> bool:
+        try:
+            return bool(self._client.ping())
+        except redis.RedisError:
+            return False
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _publish(self, channel: str, word: str) -> None:
+        try:
+            self._client.publish(channel, word)
+        except (redis.RedisError, OSError):
+            return
+
+
+class Listener:
+    """A thread that calls `heard(word)` for every word on a channel, and reconnects for as long as it lives."""
+
+    def __init__(self, broker_url: str, channel: str, heard: Callable[[str], object]) -> None:
+        self._client = connect(broker_url)
+        self._channel = channel
+        self._heard = heard
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"listen {channel}", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join(timeout=3)
+        self._client.close()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            try:
+                self._listen()
+            except (redis.RedisError, OSError):
+                time.sleep(0.5)
+
+    def _listen(self) -> None:
+        with self._client.pubsub(ignore_subscribe_messages=True) as subscription:
+            subscription.subscribe(self._channel)
+            while not self._closed.is_set():
+                message: dict[str, Any] | None = subscription.get_message(timeout=1.0)
+                if message is not None:
+                    data = message["data"]
+                    self._heard(data.decode() if isinstance(data, bytes) else str(data))

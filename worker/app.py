@@ -1,0 +1,77 @@
+"""The Celery app. A message is a nudge: it wakes a worker, which asks the database what there is to do."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from celery.signals import setup_logging, worker_init, worker_process_init, worker_shutting_down
+
+from core.settings import get_settings
+from worker.logs import configure_logs
+from worker.parent import die_with_parent
+
+QUEUES = {"dataset.validate": "datasets", "job.train": "train", "sample.draw": "sample"}
+
+STOP_FILE = "DIFFFIT_STOP_FILE"  # the parent touches it when it shuts down; the pump looks at it between steps
+
+
+def make_app() -> Celery:
+    settings = get_settings()
+    app = Celery("difffit", broker=settings.broker, include=["worker.tasks.datasets", "worker.tasks.device"])
+    app.conf.update(
+        task_routes={name: {"queue": queue} for name, queue in QUEUES.items()},
+        task_serializer="json",
+        accept_content=["json"],  # a pickle in the queue is refused
+        task_ignore_result=True,
+        task_acks_late=True,
+        task_reject_on_worker_lost=False,
+        worker_pool="prefork",
+        worker_pool_start_method="spawn",
+        worker_concurrency=1,
+        worker_prefetch_multiplier=1,
+        worker_soft_shutdown_timeout=30,
+        worker_hijack_root_logger=False,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options={
+            "visibility_timeout": 600,
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "socket_timeout": 5,
+            "socket_connect_timeout": 2,
+            "socket_keepalive": not settings.broker.startswith("redis+socket://"),
+        },
+    )
+    return app
+
+
+@setup_logging.connect
+def _logs(**_: Any) -> None:
+    configure_logs(get_settings().log_level)
+
+
+@worker_init.connect
+def _prepare(**_: Any) -> None:
+    """In the parent, before the child is spawned: the child inherits the stop file's name."""
+    os.environ[STOP_FILE] = str(Path(tempfile.mkdtemp(prefix="difffit-")) / "stop")
+    die_with_parent()  # the supervisor's end is ours
+
+
+@worker_process_init.connect
+def _child(**_: Any) -> None:
+    die_with_parent()
+
+
+@worker_shutting_down.connect
+def _stop(**_: Any) -> None:
+    Path(os.environ[STOP_FILE]).touch()
+
+
+def is_stopping() -> bool:
+    return STOP_FILE in os.environ and Path(os.environ[STOP_FILE]).exists()
+
+
+app = make_app()

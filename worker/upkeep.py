@@ -1,0 +1,101 @@
+"""`python -m worker.upkeep`: relays nudges, takes back lost work, removes what is past its time.
+
+A plain loop and not Celery beat: neither a lost broker nor a busy worker can stop it. Any number may run.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from types import FrameType
+
+import structlog
+
+from core import nudges, outbox, retention
+from core.datasets import service as datasets
+from core.db.session import Database
+from core.jobs import service as jobs
+from core.samples import service as samples
+from core.settings import Settings, get_settings
+from core.storage import open_store
+from worker.app import app
+from worker.logs import configure_logs
+from worker.parent import die_with_parent
+from worker.relay import Relay
+
+log = structlog.get_logger()
+_RELAY_SECONDS = 0.5
+_RETENTION_SECONDS = 60.0
+
+
+class Upkeep:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._database = Database(settings.database)
+        self._store = open_store(settings)
+        self._relay = Relay(app, self._database, settings.broker)
+
+    def relay(self) -> None:
+        self._relay.run_once()
+
+    def sweep(self) -> None:
+        """Every unfinished row without a live lease is offered again, whatever became of its message."""
+        limit = self._settings.max_attempts
+        with self._database.write() as session:
+            waiting = {
+                "dataset.validate": datasets.sweep(session, limit),
+                "job.train": jobs.sweep(session, limit),
+                "sample.draw": samples.sweep(session, limit),
+            }
+        for topic, is_waiting in waiting.items():
+            if is_waiting:
+                self._relay.send(topic, {})
+
+    def retain(self) -> None:
+        """Remove what is past its time: images, sent messages, replays, objects of deleted or dead rows."""
+        keep = timedelta(hours=self._settings.retention_hours)
+        with self._database.write() as session:
+            outbox.forget_sent(session)
+        removed = retention.sweep(self._database, self._store, keep, self._settings.keep_checkpoints)
+        if removed:
+            log.info("retention.removed", objects=removed)
+
+
+def main() -> None:
+    settings = get_settings()
+    configure_logs(settings.log_level)
+    die_with_parent()
+    upkeep = Upkeep(settings)
+    stopping, roused = threading.Event(), threading.Event()
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        stopping.set()
+        roused.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    listener = nudges.Listener(settings.broker, nudges.WORK, lambda _: roused.set())
+    due = {upkeep.relay: 0.0, upkeep.sweep: 0.0, upkeep.retain: 0.0}
+    every = {upkeep.relay: _RELAY_SECONDS, upkeep.sweep: settings.sweep_seconds, upkeep.retain: _RETENTION_SECONDS}
+    while not stopping.is_set():
+        if roused.wait(_RELAY_SECONDS):
+            roused.clear()
+            due[upkeep.relay] = 0.0
+        for chore in due:
+            if time.monotonic() >= due[chore]:
+                _do(chore)
+                due[chore] = time.monotonic() + every[chore]
+    listener.close()
+
+
+def _do(chore: Callable[[], None]) -> None:
+    """A chore that fails is tried again at its next turn: upkeep never ends by itself."""
+    try:
+        chore()
+    except Exception:
+        log.exception("upkeep.failed", chore=getattr(chore, "__name__", "?"))
+
+
+if __name__ == "__main__":
+    main()
