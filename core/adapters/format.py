@@ -1,0 +1,185 @@
+"""An adapter as bytes: safetensors, one tensor per layout entry under its name, and what it is in the header.
+
+The header is written here in one fixed order (the safetensors package orders metadata at random), so equal adapters
+have equal bytes. Reading goes through the safetensors package after this module has checked what it will find.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from core.diffusion.adapter import Adapter
+from core.diffusion.layout import AdapterLayout
+from core.errors import Conflict, Invalid
+
+FORMAT_VERSION = 1
+CLASS_TABLE = "class_table"
+MAX_HEADER_BYTES = 4 * 1024**2
+MAX_TENSORS = 20_000
+MAX_CLASSES = 100_000
+_RESERVED = ("format_version", "base_fingerprint", "layout", "classes", "class_start")
+
+
+class WrongBase(Conflict):
+    """The adapter was made for another base than this one."""
+
+    code = "wrong_base"
+
+
+class CorruptAdapter(Invalid):
+    """The bytes are no adapter as `save` writes them; the message says which part is wrong."""
+
+    code = "corrupt_adapter"
+
+
+def save(adapter: Adapter) -> bytes:
+    """The file of an adapter; `meta` (training spec, step, metrics, licence, …) goes into the header as it is."""
+    clash = [key for key in adapter.meta if key in _RESERVED]
+    if clash:
+        raise Invalid(f"meta.{clash[0]} is a field of the format itself")
+    metadata = {
+        "format_version": str(FORMAT_VERSION),
+        "base_fingerprint": adapter.base_fingerprint,
+        "layout": _dumps(adapter.layout.to_json()),
+        "classes": _dumps(list(adapter.classes)),
+        "class_start": _dumps(list(adapter.class_start)),
+        **{key: _dumps(value) for key, value in sorted(adapter.meta.items())},
+    }
+    pieces = adapter.layout.split(adapter.theta)
+    return write_safetensors({**pieces, CLASS_TABLE: adapter.class_delta}, metadata)
+
+
+def load(data: bytes, base_fingerprint: str | None = None, layout: AdapterLayout | None = None) -> Adapter:
+    """The adapter of a file, for a base and within a layout where these are given; anything amiss is refused."""
+    metadata, specs = read_header(data)
+    version = metadata.get("format_version")
+    if version != str(FORMAT_VERSION):
+        raise CorruptAdapter(f"format_version is {version!r}, this service reads {FORMAT_VERSION!r}")
+    fingerprint = metadata.get("base_fingerprint", "")
+    if base_fingerprint is not None and fingerprint != base_fingerprint:
+        raise WrongBase(
+            f"the adapter was made for base {fingerprint[:12] or '(none)'}, not for {base_fingerprint[:12]}"
+        )
+    try:
+        own = AdapterLayout.from_json(_loads(metadata, "layout"))
+    except Invalid as error:
+        raise CorruptAdapter(str(error)) from error
+    if layout is not None:
+        layout.require(own)
+    classes, starts = _read_classes(metadata)
+    wanted = {entry.name: entry.shape for entry in own.entries}
+    wanted[CLASS_TABLE] = (len(classes) + 1, own.hidden)
+    _check_specs(specs, wanted)
+    tensors = _read_tensors(data)
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise CorruptAdapter(f"tensor {name} holds NaN or Inf")
+    theta = torch.cat([tensors[entry.name].flatten() for entry in own.entries]) if own.entries else torch.zeros(0)
+    meta = {key: _loads(metadata, key) for key in sorted(metadata) if key not in _RESERVED}
+    return Adapter(own, fingerprint, theta, tensors[CLASS_TABLE], classes, starts, meta)
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The safetensors bytes of float32 tensors, in the given order of tensors and metadata."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    chunks: list[bytes] = []
+    offset = 0
+    for name, tensor in tensors.items():
+        chunk = tensor.detach().cpu().to(torch.float32).contiguous().numpy().astype("<f4", copy=False).tobytes()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, offset + len(chunk)]}
+        chunks.append(chunk)
+        offset += len(chunk)
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
+    head += b" " * (-len(head) % 8)
+    return b"".join([struct.pack("<Q", len(head)), head, *chunks])
+
+
+def read_header(data: bytes) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int, ...]]]]:
+    """Metadata, and (dtype, shape) by tensor name, before a single tensor is made."""
+    if data[:2] == b"\x80\x02" or data[:2] == b"PK" or data[:1] == b"\x80":
+        raise CorruptAdapter("this is a pickle (or a zip of pickles); only safetensors is read")
+    if len(data) < 8:
+        raise CorruptAdapter(f"the file has {len(data)} bytes and is truncated")
+    (length,) = struct.unpack("<Q", data[:8])
+    if length > MAX_HEADER_BYTES:
+        raise CorruptAdapter(f"a header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
+    if len(data) < 8 + length:
+        raise CorruptAdapter("the file is truncated within its header")
+    try:
+        header = json.loads(data[8 : 8 + length])
+        metadata = header.pop("__metadata__", {})
+        if len(header) > MAX_TENSORS:
+            raise CorruptAdapter(f"{len(header)} tensors; at most {MAX_TENSORS} are read")
+        specs = {str(name): (str(spec["dtype"]), tuple(spec["shape"])) for name, spec in header.items()}
+        end = max((int(spec["data_offsets"][1]) for spec in header.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise CorruptAdapter(f"this is no safetensors header: {type(error).__name__}") from error
+    if not isinstance(metadata, dict) or any(not isinstance(value, str) for value in metadata.values()):
+        raise CorruptAdapter("the header's __metadata__ is no map of strings")
+    if len(data) - 8 - length < end:
+        raise CorruptAdapter(f"the file is truncated: {len(data) - 8 - length} of {end} bytes of tensors")
+    return metadata, specs
+
+
+def _check_specs(specs: Mapping[str, tuple[str, tuple[int, ...]]], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    for name, shape in wanted.items():
+        if name not in specs:
+            raise CorruptAdapter(f"tensor {name} is missing")
+        dtype, found = specs[name]
+        if dtype != "F32":
+            raise CorruptAdapter(f"tensor {name} is {dtype}, not F32")
+        if found != shape:
+            raise CorruptAdapter(f"tensor {name} has shape {list(found)}, not {list(shape)}")
+    extra = [name for name in specs if name not in wanted]
+    if extra:
+        raise CorruptAdapter(f"tensor {extra[0][:200]} does not belong to the layout")
+
+
+def _read_tensors(data: bytes) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise CorruptAdapter(f"the file is no safetensors: {error}") from error
+
+
+def _read_classes(metadata: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
+    classes, starts = _loads(metadata, "classes"), _loads(metadata, "class_start")
+    if (
+        not isinstance(classes, list)
+        or not all(isinstance(name, str) for name in classes)
+        or len(classes) > MAX_CLASSES
+    ):
+        raise CorruptAdapter("classes is no list of names")
+    if (
+        not isinstance(starts, list)
+        or len(starts) != len(classes)
+        or not all(start is None or (type(start) is int and start >= 0) for start in starts)
+    ):
+        raise CorruptAdapter("class_start is no list of class numbers or null, one per class")
+    return tuple(classes), tuple(starts)
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=True, default=_plain)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot stand in an adapter's header")
+
+
+def _loads(metadata: Mapping[str, str], key: str) -> Any:
+    try:
+        return json.loads(metadata[key])
+    except KeyError as error:
+        raise CorruptAdapter(f"the header has no {key}") from error
+    except (ValueError, RecursionError) as error:
+        raise CorruptAdapter(f"the header's {key} is no JSON") from error

@@ -1,0 +1,185 @@
+"""A frozen base: what every family answers to. Nothing of it is ever written; one thread at a time runs it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core.diffusion.catalog import BaseSummary, Prediction
+from core.diffusion.layout import AdapterLayout, Kind, LayoutOptions
+from core.diffusion.places import AdaptedAffine, AdaptedNorm, ForwardContext
+from core.diffusion.schedule import Schedule
+
+_CODEC_BATCH = 16
+
+
+class Base(ABC):
+    """One pretrained model with its schedule, its codec and its class rows, on one device."""
+
+    def __init__(
+        self,
+        summary: BaseSummary,
+        network: nn.Module,
+        context: ForwardContext,
+        class_table: Tensor,
+        schedule: Schedule,
+        vae: Any | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.summary = summary
+        self.device = device
+        self.dtype = dtype
+        self.network = network.to(device, dtype).eval().requires_grad_(False)
+        self.context = context
+        self.class_table = class_table.detach().float().to(device)  # (num_classes + 1, H), the last is the null row
+        self.schedule = schedule.to(device)
+        self.vae = None if vae is None else vae.to(device).eval().requires_grad_(False)
+        self._layouts: dict[tuple[object, ...], AdapterLayout] = {}
+        self._starts = torch.cat([self.class_table, self.class_table[:-1].mean(0, keepdim=True)])
+
+    @property
+    def name(self) -> str:
+        return self.summary.name
+
+    @property
+    def fingerprint(self) -> str:
+        return self.summary.fingerprint
+
+    @property
+    def hidden(self) -> int:
+        return self.summary.hidden
+
+    @property
+    def num_classes(self) -> int:
+        return self.summary.num_classes
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        return self.summary.id2label
+
+    @property
+    def sample_size(self) -> int:
+        """Side of a latent."""
+        return self.summary.sample_size
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels."""
+        return self.summary.image_size
+
+    @property
+    def channels(self) -> int:
+        return self.summary.channels
+
+    @property
+    def learned_sigma(self) -> bool:
+        return self.summary.learned_sigma
+
+    @property
+    def prediction(self) -> Prediction:
+        return self.summary.prediction
+
+    @property
+    def licence(self) -> str | None:
+        return self.summary.licence
+
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The transformer's configuration."""
+
+    @abstractmethod
+    def forward(
+        self, x: Tensor, t: Tensor, rows: Tensor | None, c_rows: Tensor, layout: AdapterLayout | None = None
+    ) -> Tensor:
+        """Predict (B, C_out, h, w) from x (B, C, h, w) at times t (B,) with class rows c_rows (B, H).
+
+        `rows` is (B, P) of `layout` (default: this base's `difffit`), or (P,) when the whole batch shares one adapter,
+        or None for the bare base.
+        """
+
+    def places(self) -> Iterator[AdaptedAffine | AdaptedNorm]:
+        """Every adapted module, in the network's order."""
+        for module in self.network.modules():
+            if isinstance(module, AdaptedAffine | AdaptedNorm):
+                yield module
+
+    def layout(self, kind: Kind = "difffit", gamma_depth: object = None, gamma_places: object = None) -> AdapterLayout:
+        """The layout of a kind on this base; the same object for the same options."""
+        options = LayoutOptions.resolve(kind, gamma_depth, gamma_places)
+        key = (kind, options)
+        if key not in self._layouts:
+            shapes = self._shapes(kind, options)
+            self._layouts[key] = AdapterLayout.build(kind, shapes, self.hidden, options)
+        return self._layouts[key]
+
+    def _shapes(self, kind: Kind, options: LayoutOptions) -> list[tuple[str, tuple[int, ...]]]:
+        blocks = options.blocks(self.summary.layers)
+        shapes: list[tuple[str, tuple[int, ...]]] = []
+        for place in self.places():
+            inner, spec = place.inner, place.spec
+            if isinstance(inner, nn.LayerNorm):
+                if kind == "difffit":
+                    shapes.append((f"{spec.name}.weight", tuple(inner.weight.shape)))
+                if inner.bias is not None:
+                    shapes.append((f"{spec.name}.bias", tuple(inner.bias.shape)))
+                continue
+            if inner.bias is not None:
+                shapes.append((f"{spec.name}.bias", tuple(inner.bias.shape)))
+            width = inner.weight.shape[0]
+            shapes += [
+                (gamma.name, (width,))
+                for gamma in spec.gammas
+                if gamma.block in blocks and gamma.place in options.gamma_places
+            ]
+        return shapes
+
+    def class_starts(self, starts: Tensor) -> Tensor:
+        """Start rows (B, H) by class of the base; num_classes is the null row, num_classes + 1 the mean row."""
+        return self._starts[starts]
+
+    @torch.no_grad()
+    def encode(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (N, C, h, w) of the latents of images (N, s, s, 3) uint8; on the CPU."""
+        means, deviations = [], []
+        for start in range(0, len(images), _CODEC_BATCH):
+            pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + _CODEC_BATCH]))
+            x = pixels.permute(0, 3, 1, 2).to(self.device).float() / 127.5 - 1  # (n, 3, s, s)
+            if self.vae is None:
+                mean, deviation = x, torch.zeros_like(x)
+            else:
+                posterior = self.vae.encode(x).latent_dist
+                shift, scale = self._vae_scaling
+                mean, deviation = (posterior.mean - shift) * scale, posterior.std * scale
+            means.append(mean.cpu())
+            deviations.append(deviation.cpu())
+        return torch.cat(means), torch.cat(deviations)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Images (N, s, s, 3) uint8 of latents (N, C, h, w)."""
+        images = []
+        for chunk in latents.to(self.device).float().split(_CODEC_BATCH):
+            if self.vae is None:
+                x = chunk
+            else:
+                shift, scale = self._vae_scaling
+                x = self.vae.decode(chunk / scale + shift).sample
+            pixels = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1) * 255  # (n, s, s, 3)
+            images.append(pixels.round().to(torch.uint8).cpu())
+        return torch.cat(images).numpy()
+
+    @property
+    def vae_scale(self) -> float:
+        """What a latent is multiplied by; 1 in pixel space."""
+        return self._vae_scaling[1]
+
+    @property
+    def _vae_scaling(self) -> tuple[float, float]:
+        if self.vae is None:
+            return 0.0, 1.0
+        return float(self.vae.config.get("shift_factor") or 0.0), float(self.vae.config["scaling_factor"])

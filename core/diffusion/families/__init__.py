@@ -1,0 +1,25 @@
+"""Kinds of base. `load_base` picks the family from the folder; all of them answer to `Base`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.diffusion.base import Base
+from core.diffusion.catalog import locate, read_json
+from core.diffusion.families.dit import load_dit
+from core.errors import Invalid
+
+__all__ = ["Base", "load_base"]
+
+
+def load_base(
+    path_or_hub_name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Base:
+    """The frozen base of a pipeline folder or hub name, from safetensors alone."""
+    folder = locate(str(path_or_hub_name))
+    pipeline: Any = read_json(folder / "model_index.json").get("_class_name")
+    name = str(path_or_hub_name) if folder != Path(path_or_hub_name) else None
+    if pipeline == "DiTPipeline":
+        return load_dit(folder, torch.device(device), dtype, name)
+    raise Invalid(f"model_index.json: _class_name {pipeline!r} is no known family; DiTPipeline is supported")

@@ -1,0 +1,179 @@
+"""Class-conditional DiT (Peebles & Xie, arXiv 2212.09748): diffusers' `DiTTransformer2DModel` in a pipeline folder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from torch import Tensor, nn
+
+from core.diffusion.base import Base
+from core.diffusion.catalog import BaseSummary, base_summary, read_json, weight_files
+from core.diffusion.layout import AdapterLayout
+from core.diffusion.places import AdaptedAffine, AdaptedNorm, ForwardContext, Gamma, PlaceSpec
+from core.diffusion.schedule import Schedule
+from core.errors import Invalid
+
+
+class TiedConditioning(nn.Module):
+    """Stands where each block had its own embedders: hands out the one conditioning of this forward pass."""
+
+    def __init__(self, context: ForwardContext) -> None:
+        super().__init__()
+        self._context = context
+
+    def forward(self, timestep: Any, class_labels: Any, hidden_dtype: torch.dtype | None = None) -> Tensor:
+        conditioning = self._context.conditioning
+        assert conditioning is not None
+        return conditioning
+
+
+class DiTNetwork(nn.Module):
+    """diffusers' own transformer and its one time embedder, each place wrapped, in the order of the forward pass."""
+
+    def __init__(self, transformer: DiTTransformer2DModel, context: ForwardContext) -> None:
+        super().__init__()
+        embedders = tie_embedders(transformer, context)
+        self.pos_embed = transformer.pos_embed
+        self.timestep_embedder = embedders.timestep_embedder
+        self.transformer = transformer
+        self._time_proj = embedders.time_proj
+        self._context = context
+        _adapt(transformer, context)
+        _adapt_embedder(self.timestep_embedder, context)
+
+    def forward(self, x: Tensor, t: Tensor, values: dict[str, Tensor] | None, c_rows: Tensor) -> Tensor:
+        """As diffusers' forward, with class rows (B, H) in place of labels."""
+        with self._context.hold(values):
+            projected = self._time_proj(t).to(x.dtype)  # (B, 256)
+            self._context.conditioning = self.timestep_embedder(projected) + c_rows  # (B, H)
+            return self.transformer(x, timestep=t, class_labels=None, return_dict=False)[0]  # (B, C_out, h, w)
+
+
+class DiTBase(Base):
+    """A DiT base; its only conditioning beside the time is a class row."""
+
+    network: DiTNetwork
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return dict(self.network.transformer.config)
+
+    def forward(
+        self, x: Tensor, t: Tensor, rows: Tensor | None, c_rows: Tensor, layout: AdapterLayout | None = None
+    ) -> Tensor:
+        values = None if rows is None else (layout or self.layout()).split(rows.to(self.dtype))
+        return self.network(x.to(self.dtype), t, values, c_rows.to(self.dtype))
+
+
+def load_dit(folder: Path, device: torch.device, dtype: torch.dtype, name: str | None = None) -> DiTBase:
+    """Read a DiTPipeline folder: transformer, scheduler config and, where it has one, the VAE."""
+    summary = base_summary(folder, name)
+    weight_files(folder / "transformer")
+    transformer = DiTTransformer2DModel.from_pretrained(
+        folder / "transformer", low_cpu_mem_usage=False, use_safetensors=True, local_files_only=True
+    )
+    assert isinstance(transformer, DiTTransformer2DModel)
+    schedule = Schedule.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
+    return make_dit(summary, transformer, schedule, _load_vae(folder), device, dtype)
+
+
+def make_dit(
+    summary: BaseSummary,
+    transformer: DiTTransformer2DModel,
+    schedule: Schedule,
+    vae: AutoencoderKL | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> DiTBase:
+    """A base around a transformer that is in memory already; it is taken over, not copied."""
+    context = ForwardContext()
+    table = _embedders(transformer, 0).class_embedder.embedding_table.weight
+    network = DiTNetwork(transformer, context)
+    return DiTBase(summary, network, context, table, schedule, vae, torch.device(device), dtype)
+
+
+def tie_embedders(transformer: DiTTransformer2DModel, context: ForwardContext) -> Any:
+    """Keep the first block's embedders for all; refuse, by name, a block whose copy is another."""
+    first = _embedders(transformer, 0)
+    wanted = first.state_dict()
+    for number in range(len(transformer.transformer_blocks)):
+        for key, value in _embedders(transformer, number).state_dict().items():
+            if not value.is_meta and not torch.equal(value, wanted[key]):
+                raise Invalid(
+                    f"transformer_blocks.{number}.norm1.emb.{key} differs from block 0's: the embedders cannot be tied",
+                    code="untied_embedders",
+                )
+        _norm1(transformer, number).emb = TiedConditioning(context)
+    return first
+
+
+def _embedders(transformer: DiTTransformer2DModel, block: int) -> Any:
+    return _norm1(transformer, block).emb
+
+
+def _norm1(transformer: DiTTransformer2DModel, block: int) -> Any:
+    return transformer.transformer_blocks[block].norm1
+
+
+def _adapt(transformer: DiTTransformer2DModel, context: ForwardContext) -> None:
+    targets = {name: module for name, module in transformer.named_modules() if _is_affine(module)}
+    for name, module in targets.items():
+        _replace(transformer, name, _adapted(module, PlaceSpec(name, _gammas(name)), context))
+
+
+def _adapt_embedder(embedder: nn.Module, context: ForwardContext) -> None:
+    targets = {name: module for name, module in embedder.named_modules() if _is_affine(module)}
+    for name, module in targets.items():
+        _replace(embedder, name, _adapted(module, PlaceSpec(f"conditioning.timestep_embedder.{name}"), context))
+
+
+def _is_affine(module: nn.Module) -> bool:
+    if isinstance(module, nn.LayerNorm):
+        return module.elementwise_affine
+    return isinstance(module, nn.Linear | nn.Conv2d)
+
+
+def _adapted(module: nn.Module, spec: PlaceSpec, context: ForwardContext) -> nn.Module:
+    if isinstance(module, nn.LayerNorm):
+        return AdaptedNorm(module, spec, context)
+    assert isinstance(module, nn.Linear | nn.Conv2d)
+    return AdaptedAffine(module, spec, context)
+
+
+def _gammas(name: str) -> tuple[Gamma, ...]:
+    """The scale factors that may sit on a module's output: γ on attention and MLP is γ on their last projection."""
+    parts = name.split(".")
+    if parts[0] != "transformer_blocks":
+        return ()
+    block, role = int(parts[1]), ".".join(parts[2:])
+    prefix = f"transformer_blocks.{block}"
+    match role:
+        case "attn1.to_q" | "attn1.to_k" | "attn1.to_v":
+            return (Gamma("qkv", f"{prefix}.{role}.gamma", block),)
+        case "attn1.to_out.0":
+            projection = Gamma("projection", f"{prefix}.{role}.gamma", block)
+            return projection, Gamma("attention", f"{prefix}.attn1.gamma", block)
+        case "ff.net.2":
+            return (Gamma("mlp", f"{prefix}.ff.gamma", block),)
+    return ()
+
+
+def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(root.get_submodule(parent), leaf, module)
+
+
+def _load_vae(folder: Path) -> AutoencoderKL | None:
+    kind = read_json(folder / "model_index.json").get("vae", [None, None])[1]
+    if kind is None:
+        return None
+    if kind != "AutoencoderKL":
+        raise Invalid(f"model_index.json: vae {kind}; AutoencoderKL or none is supported")
+    weight_files(folder / "vae")
+    vae = AutoencoderKL.from_pretrained(
+        folder / "vae", low_cpu_mem_usage=False, use_safetensors=True, local_files_only=True
+    )
+    assert isinstance(vae, AutoencoderKL)
+    return vae
