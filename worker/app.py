@@ -57,7 +57,6 @@ def _logs(**_: Any) -> None:
 def _prepare(**_: Any) -> None:
     """In the parent, before the child is spawned: the child inherits the stop file's name."""
     os.environ[STOP_FILE] = str(Path(tempfile.mkdtemp(prefix="difffit-")) / "stop")
-    die_with_parent()  # the supervisor's end is ours
 
 
 @worker_process_init.connect

@@ -21,7 +21,6 @@ from core.settings import Settings, get_settings
 from core.storage import open_store
 from worker.app import app
 from worker.logs import configure_logs
-from worker.parent import die_with_parent
 from worker.relay import Relay
 
 log = structlog.get_logger()
@@ -65,7 +64,6 @@ class Upkeep:
 def main() -> None:
     settings = get_settings()
     configure_logs(settings.log_level)
-    die_with_parent()
     upkeep = Upkeep(settings)
     stopping, roused = threading.Event(), threading.Event()
 

@@ -213,6 +213,12 @@ def claim(session: Session, worker: str, lease_seconds: float, catalog: Catalog)
     )
 
 
+def is_waiting(session: Session, catalog: Catalog) -> bool:
+    """Cheap enough to ask between steps."""
+    waiting = select(Job.id).where(Job.status == Status.queued, Job.model.in_(catalog.names())).limit(1)
+    return session.scalar(waiting) is not None
+
+
 def fix_numeric_path(session: Session, plan: Plan, numeric_path: dict[str, Any]) -> bool:
     """Written once, at the first claim; a later attempt must keep to it."""
     return _wrote(session, _held(plan).where(Job.numeric_path.is_(None)).values(numeric_path=numeric_path))
@@ -236,6 +242,15 @@ def report(
         return Standing(held=False)
     charge(session, plan.tenant_id, device_seconds)
     return Standing(held=True, cancel=asked[0], pause=asked[1])
+
+
+def standing(session: Session, plan: Plan) -> Standing:
+    """What `report` would say, without writing: cheap enough for every step."""
+    asked = select(Job.cancel_requested, Job.pause_requested).where(
+        Job.id == plan.job_id, Job.status == Status.running, Job.attempt == plan.attempt
+    )
+    row = session.execute(asked).one_or_none()
+    return Standing(held=False) if row is None else Standing(held=True, cancel=row[0], pause=row[1])
 
 
 def add_metric(session: Session, plan: Plan, step: int, data: dict[str, Any]) -> None:
@@ -265,6 +280,20 @@ def add_checkpoint(
     checkpoint.object_key, checkpoint.sha256, checkpoint.bytes = key, sha256, size
     session.flush()
     return _wrote(session, _held(plan).values(checkpoint_id=checkpoint.id))
+
+
+def drop_checkpoint(session: Session, plan: Plan) -> Checkpoint | None:
+    """The job's checkpoint cannot be read: forget it and point to the one before, if there is one."""
+    job = session.get_one(Job, plan.job_id, populate_existing=True)
+    if job.attempt != plan.attempt or job.checkpoint_id is None:
+        return None
+    bad = session.get_one(Checkpoint, job.checkpoint_id)
+    earlier = select(Checkpoint).where(Checkpoint.job_id == plan.job_id, Checkpoint.step < bad.step)
+    previous = session.scalar(earlier.order_by(Checkpoint.step.desc()).limit(1))
+    job.checkpoint_id = previous.id if previous else None
+    session.delete(bad)
+    _event(session, job.id, job.tenant_id, f"Checkpoint of step {bad.step} is unreadable: going back", level="warn")
+    return previous
 
 
 def add_preview(
@@ -323,11 +352,6 @@ def put_back(session: Session, plan: Plan, reason: str, max_crashes: int) -> boo
     """This attempt could not go on (a crash, an outage): again from the last checkpoint, or `crashed` at the limit."""
     job = session.get(Job, plan.job_id, populate_existing=True)
     return job is not None and job.attempt == plan.attempt and _lost(session, job, reason, max_crashes)
-
-
-def release(session: Session, plan: Plan) -> bool:
-    """A worker that shuts down lets go of what it holds: nobody's failure."""
-    return yield_back(session, plan)
 
 
 def is_held(session: Session, plan: Plan) -> bool:

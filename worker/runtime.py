@@ -1,0 +1,149 @@
+"""What a device process holds: per base its frozen weights and an engine, adapters by digest, prepared data.
+
+Built on first use and kept for the life of the process: one base in memory serves every tenant, in training and sampling.
+"""
+
+import functools
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import torch
+from core.sampling.engine import Engine
+from core.training.data import TrainingData, prepare
+
+from core.adapters import format as adapter_format
+from core.datasets.pack import read_pack
+from core.diffusion.adapter import Adapter
+from core.diffusion.base import Base
+from core.diffusion.families import load_base
+from core.diffusion.layout import AdapterLayout
+from core.errors import DomainError, Unavailable
+from core.jobs.service import Plan
+from worker.services import Services, get_services
+
+log = structlog.get_logger()
+_PREPARED = 4  # datasets whose latents stay in host memory between slices
+
+
+class CorruptObject(DomainError):
+    """The store gave other bytes than the database names."""
+
+    code = "object_corrupt"
+
+
+@dataclass(frozen=True)
+class Device:
+    """One base on the device, with the engine that draws from it."""
+
+    base: Base
+    layout: AdapterLayout  # wide enough for every adapter that the service trains
+    engine: Engine
+
+
+class Runtime:
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.pool = ThreadPoolExecutor(4, thread_name_prefix="store")  # encoding and storing, off the device thread
+        self._devices: dict[str, Device] = {}
+        self._keys: dict[str, str] = {}  # adapter digest to object key, as claims told us
+        self._held: dict[str, Adapter] = {}  # adapters of running jobs, for previews
+        self._prepared: OrderedDict[tuple[object, ...], TrainingData] = OrderedDict()
+        torch.set_num_threads(services.settings.threads)
+
+    def device(self, model: str) -> Device:
+        """The base of that name, loaded when first asked for."""
+        if model not in self._devices:
+            settings = self.services.settings
+            base = load_base(str(self.services.catalog.folder(model)), device=_device(settings.device), name=model)
+            layout = base.layout(gamma_depth="all", gamma_places=["attention", "mlp", "qkv", "projection"])
+            engine = Engine(
+                base,
+                layout,
+                slots=settings.bank_slots,
+                max_rows=settings.max_batch_rows,
+                load_adapter=functools.partial(self._load_adapter, base.fingerprint),
+            )
+            self._devices[model] = Device(base, layout, engine)
+            log.info("base.loaded", model=model, fingerprint=base.fingerprint, device=str(base.device))
+        return self._devices[model]
+
+    def engines(self) -> list[Engine]:
+        return [device.engine for device in self._devices.values()]
+
+    def know(self, digest: str, key: str) -> None:
+        """Where an adapter's bytes lie, so that the engine may load it when its turn comes."""
+        self._keys[digest] = key
+
+    def hold(self, digest: str, adapter: Adapter) -> None:
+        """An adapter that no store has: the present state of a running job."""
+        self._held[digest] = adapter
+
+    def let_go(self, digest: str) -> None:
+        self._held.pop(digest, None)
+
+    def prepared(self, plan: Plan) -> TrainingData:
+        """The dataset as latents, from memory where an earlier slice made them. Raises CorruptObject, ObjectMissing."""
+        base = self.device(plan.model).base
+        key = (base.fingerprint, plan.pack_sha256, plan.spec.flip, plan.spec.seed)
+        if key not in self._prepared:
+            data = self.services.store.get(plan.pack_key)
+            if hashlib.sha256(data).hexdigest() != plan.pack_sha256:
+                raise CorruptObject("the dataset's bytes differ from what was validated", code="dataset_corrupt")
+            images, labels, classes = read_pack(data, base.image_size)
+            self._prepared[key] = prepare(base, images, labels, classes, seed=plan.spec.seed, flip=plan.spec.flip)
+            while len(self._prepared) > _PREPARED:
+                self._prepared.popitem(last=False)
+        self._prepared.move_to_end(key)
+        return self._prepared[key]
+
+    def _load_adapter(self, fingerprint: str, digest: str) -> Adapter:
+        """By digest: from memory, the local disk, or the store. Runs off the device thread."""
+        if digest in self._held:
+            return self._held[digest]
+        cached = self.services.settings.data_dir / "cache" / "adapters" / f"{digest}.safetensors"
+        data = cached.read_bytes() if cached.exists() else None
+        if data is None or hashlib.sha256(data).hexdigest() != digest:
+            data = self.services.store.get(self._keys[digest])
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise CorruptObject("the adapter's bytes differ from what was published", code="adapter_corrupt")
+            _cache(cached, data)
+        return adapter_format.load(data, base_fingerprint=fingerprint)
+
+
+def _cache(path: Path, data: bytes) -> None:
+    """A full disk must not fail a request: the cache is only a cache."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged = path.with_suffix(f".{id(data):x}")
+        staged.write_bytes(data)
+        staged.replace(path)
+    except OSError as error:
+        log.warning("cache.failed", error=error.strerror)
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def retried(action: Callable[[], None], tries: int = 3) -> None:
+    """The store's own retries are spent: a few more before a result that is already made is thrown away."""
+    for attempt in range(tries):
+        try:
+            return action()
+        except Unavailable:
+            if attempt == tries - 1:
+                raise
+            log.warning("store.retried", attempt=attempt + 1)
+    return None
+
+
+@functools.cache
+def get_runtime() -> Runtime:
+    return Runtime(get_services())

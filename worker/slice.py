@@ -1,0 +1,336 @@
+"""One claimed job for one slice: prepared, stepped by the pump, checkpointed, published or handed back."""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import structlog
+from core.sampling.engine import Sampled
+from core.sampling.request import SampleRequest
+from core.training.data import TrainingData
+from core.training.loop import Diverged, Progress, TrainState, finish, fit, numeric_path
+
+from core import faults
+from core.adapters import format as adapter_format
+from core.adapters import service as adapters
+from core.diffusion.adapter import Adapter
+from core.errors import DomainError, Unavailable
+from core.ids import new_id
+from core.jobs import service as jobs
+from core.jobs.service import Plan, Standing
+from core.models import Adapter as AdapterRow
+from core.models import Tenant
+from core.storage import keys
+from core.storage.base import ObjectMissing
+from core.training import checkpoint
+from worker.pictures import encode_png, strip
+from worker.runtime import CorruptObject, Runtime, retried
+
+log = structlog.get_logger()
+
+_REPORT_SECONDS = 1.0
+_PREVIEW_SEED = 1000  # previews of every step and of every job start from the same noises
+
+
+class Slice:
+    """`advance()` does one thing at a time, so that sampling steps fit between: prepare, then a training step a call."""
+
+    def __init__(self, runtime: Runtime, plan: Plan) -> None:
+        self.plan = plan
+        self.is_over = False
+        self._runtime = runtime
+        self._services = runtime.services
+        self._device = runtime.device(plan.model)
+        self._data: TrainingData | None = None
+        self._steps: Iterator[Progress] | None = None
+        self._progress: Progress | None = None
+        self._state: TrainState | None = None
+        self._path: dict[str, Any] = {}
+        self._until = time.monotonic() + self._services.settings.slice_seconds
+        self._reported = time.monotonic()
+        self._unpaid = 0.0  # device seconds not yet charged
+        self._rate = 0.0  # steps per second, smoothed
+        self._checkpointed = -1
+        self._previews: list[tuple[int, list[Future[Sampled]]]] = []
+
+    def advance(self) -> None:
+        """Every way in which an attempt may end is decided here."""
+        with structlog.contextvars.bound_contextvars(
+            tenant_id=self.plan.tenant_id, job_id=self.plan.job_id, attempt=self.plan.attempt
+        ):
+            try:
+                self._advance()
+            except Diverged as error:
+                self._fail("diverged", str(error))
+            except (CorruptObject, ObjectMissing) as error:
+                self._fail("dataset_corrupt", str(error))
+            except Unavailable as error:
+                log.warning("job.postponed", error=str(error))
+                self._hand_back()
+            except DomainError as error:
+                self._fail(error.code, str(error))
+            except Exception as error:
+                log.exception("job.crashed")
+                self._put_back(type(error).__name__)
+
+    def hand_back(self) -> None:
+        """The worker wants the device: checkpoint and go back to the queue."""
+        try:
+            if self._state is not None and self._checkpointed != self._state.step:
+                self._save_checkpoint()
+        except Unavailable as error:
+            log.warning("job.checkpoint_postponed", error=str(error))
+        self._hand_back()
+
+    def _advance(self) -> None:
+        if self._steps is None:
+            self._prepare()
+            return
+        self._harvest_previews()
+        began = time.monotonic()
+        progress = next(self._steps, None)
+        self._unpaid += time.monotonic() - began
+        if progress is None:
+            self._publish()
+            return
+        faults.point("after_step")
+        self._seen(progress)
+
+    def _prepare(self) -> None:
+        began = time.monotonic()
+        self._data = self._runtime.prepared(self.plan)
+        faults.point("dataset_loaded")
+        base, spec = self._device.base, self.plan.spec
+        here = numeric_path(base, spec)
+        self._path = self.plan.numeric_path or here
+        with self._services.database.write() as session:
+            if self.plan.numeric_path is None and not jobs.fix_numeric_path(session, self.plan, here):
+                self._end()
+                return
+        if self._path != here:
+            log.warning("job.numeric_path_changed", fixed=self._path, here=here)
+        state = self._load_checkpoint()
+        self._steps = iter(fit(base, self._data, spec, state))
+        self._unpaid += time.monotonic() - began
+
+    def _seen(self, progress: Progress) -> None:
+        """After a step: report, checkpoint, preview, and stop where that was asked for."""
+        spec, step = self.plan.spec, progress.step
+        self._progress, self._state = progress, progress.state
+        self._rate = 1 / progress.seconds if self._rate == 0 else 0.9 * self._rate + 0.1 / progress.seconds
+        is_measured = step % spec.metrics_every == 0 or progress.val_loss is not None or step == spec.steps
+        if is_measured or time.monotonic() - self._reported >= _REPORT_SECONDS:
+            standing = self._report(progress, is_measured)
+        else:
+            with self._services.database.read() as session:
+                standing = jobs.standing(session, self.plan)
+        if not standing.goes_on:
+            self._stop(standing)
+            return
+        if step % spec.checkpoint_every == 0 and step < spec.steps:
+            self._save_checkpoint()
+        if step % spec.preview_every == 0 or step == spec.steps:
+            self._draw_preview(step)
+        if time.monotonic() > self._until and step < spec.steps:
+            self.hand_back()
+
+    def _report(self, progress: Progress, is_measured: bool) -> Standing:
+        body = self._body(progress)
+        with self._services.database.write() as session:
+            standing = jobs.report(session, self.plan, step=progress.step, progress=body, device_seconds=self._unpaid)
+            if standing.held and is_measured:
+                jobs.add_metric(session, self.plan, progress.step, body)
+        self._reported, self._unpaid = time.monotonic(), 0.0
+        return standing
+
+    def _body(self, progress: Progress) -> dict[str, Any]:
+        spec = self.plan.spec
+        return {
+            "step": progress.step,
+            "total_steps": spec.steps,
+            "train_loss": progress.loss,
+            "valid_loss": progress.val_loss,
+            "grad_norm": progress.grad_norm,
+            "learning_rate": progress.lr,
+            "steps_per_second": round(self._rate, 3),
+            "eta_seconds": round((spec.steps - progress.step) / self._rate, 1) if self._rate else None,
+        }
+
+    def _stop(self, standing: Standing) -> None:
+        """Cancelled, paused, or taken over by another worker."""
+        if standing.held and standing.pause and not standing.cancel:
+            self._save_checkpoint()
+        with self._services.database.write() as session:
+            if standing.held:
+                jobs.stop(session, self.plan, standing)
+        self._end()
+
+    # --- checkpoints
+
+    def _load_checkpoint(self) -> TrainState | None:
+        """The newest that can be read; an unreadable one is dropped for the one before."""
+        key, sha256 = self.plan.checkpoint_key, self.plan.checkpoint_sha256
+        while key is not None:
+            try:
+                data = self._services.store.get(key)
+                if hashlib.sha256(data).hexdigest() == sha256:
+                    state = checkpoint.load(data, self.plan.spec, self._data, self._path)
+                    self._checkpointed = state.step
+                    return state
+            except (ObjectMissing, DomainError) as error:
+                if isinstance(error, Unavailable):
+                    raise
+                log.warning("job.checkpoint_unreadable", error=str(error))
+            with self._services.database.write() as session:
+                previous = jobs.drop_checkpoint(session, self.plan)
+            key, sha256 = (previous.object_key, previous.sha256) if previous else (None, None)
+        return None
+
+    def _save_checkpoint(self) -> None:
+        """Object first, pointer second: a death between the two leaves an orphan, never a dangling pointer."""
+        assert self._state is not None and self._data is not None and self._progress is not None
+        step = self._state.step
+        data = checkpoint.dump(self._state, self.plan.spec, self._data, self._path)
+        key = keys.checkpoint(self.plan.tenant_id, self.plan.job_id, self.plan.attempt, step)
+        self._services.store.put(key, data)
+        faults.point("object_put")
+        digest = hashlib.sha256(data).hexdigest()
+        metrics = {name: value for name, value in self._body(self._progress).items() if name.endswith("_loss")}
+        with self._services.database.write() as session:
+            faults.point("before_pointer_commit")
+            jobs.add_checkpoint(session, self.plan, step=step, key=key, sha256=digest, size=len(data), metrics=metrics)
+        faults.point("after_pointer_commit")
+        self._checkpointed = step
+
+    # --- previews
+
+    def _draw_preview(self, step: int) -> None:
+        """Put the present state's pictures among the engine's rows; they are stored when they are done."""
+        adapter = self._adapter()
+        spec = self.plan.spec
+        digest = self._preview_digest(step)
+        self._runtime.hold(digest, adapter)
+        futures = [
+            self._device.engine.submit(
+                SampleRequest(
+                    id=f"{digest}/{label}",
+                    tenant=self.plan.tenant_id,
+                    adapter_digest=digest,
+                    label=label,
+                    seed=_PREVIEW_SEED + label,
+                    steps=spec.preview_steps,
+                )
+            )
+            for label in range(min(len(adapter.classes), spec.preview_images))
+        ]
+        self._previews.append((step, futures))
+
+    def _preview_digest(self, step: int) -> str:
+        return f"preview:{self.plan.job_id}:{self.plan.attempt}:{step}"
+
+    def _harvest_previews(self, wait: bool = False) -> None:
+        """Store what is drawn. A preview that fails costs a preview, not the job."""
+        while wait and any(not future.done() for _, futures in self._previews for future in futures):
+            self._device.engine.step()
+        done = [item for item in self._previews if all(future.done() for future in item[1])]
+        self._previews = [item for item in self._previews if item not in done]
+        for step, futures in done:
+            self._runtime.let_go(self._preview_digest(step))
+            try:
+                self._store_preview(step, [future.result() for future in futures])
+            except Exception:
+                log.exception("job.preview_failed", step=step)
+
+    def _store_preview(self, step: int, sampled: list[Sampled]) -> None:
+        assert self._data is not None
+        data = encode_png(strip([result.image for result in sampled]))
+        key = keys.preview(self.plan.tenant_id, self.plan.job_id, self.plan.attempt, step)
+        self._services.store.put(key, data, "image/png")
+        labels = range(len(sampled))
+        with self._services.database.write() as session:
+            jobs.add_preview(
+                session,
+                self.plan,
+                step=step,
+                key=key,
+                sha256=hashlib.sha256(data).hexdigest(),
+                size=len(data),
+                classes=[self._data.classes[label] for label in labels],
+                seeds=[_PREVIEW_SEED + label for label in labels],
+            )
+
+    # --- ends
+
+    def _adapter(self) -> Adapter:
+        assert self._state is not None and self._data is not None
+        return finish(self._state, self._device.base, self.plan.spec, self._data)
+
+    def _publish(self) -> None:
+        """Bytes, then row and success in one transaction."""
+        assert self._progress is not None
+        self._harvest_previews(wait=True)
+        base, plan = self._device.base, self.plan
+        adapter = self._adapter()
+        data = adapter_format.save(adapter)
+        digest = hashlib.sha256(data).hexdigest()
+        adapter_id = new_id("adapter")
+        key = keys.adapter(plan.tenant_id, adapter_id, digest)
+        faults.point("final_put")
+        retried(lambda: self._services.store.put(key, data))
+        metrics = {name: value for name, value in self._body(self._progress).items() if name.endswith("_loss")}
+        faults.point("before_succeeded")
+        with self._services.database.write() as session:
+            tenant = session.get_one(Tenant, plan.tenant_id)
+            row = AdapterRow(
+                id=adapter_id,
+                tenant_id=plan.tenant_id,
+                job_id=plan.job_id,
+                model=adapters.model_name(tenant, plan.model, plan.suffix, adapter_id),
+                base=plan.model,
+                base_fingerprint=base.fingerprint,
+                object_key=key,
+                sha256=digest,
+                bytes=len(data),
+                parameters=adapter.parameter_count,
+                base_parameters=base.summary.parameters,
+                classes=list(adapter.classes),
+                metrics=metrics,
+            )
+            jobs.charge(session, plan.tenant_id, self._unpaid)
+            published = jobs.finish(session, plan, row, metrics)
+        if published:
+            log.info("job.succeeded", adapter_id=adapter_id, sha256=digest, bytes=len(data))
+            self._services.nudges.announce(plan.job_id)
+            self._end()
+        else:  # a cancel came first, or another worker has it
+            with self._services.database.read() as session:
+                standing = jobs.standing(session, plan)
+            self._stop(standing)
+
+    def _fail(self, code: str, message: str) -> None:
+        with self._services.database.write() as session:
+            jobs.fail(session, self.plan, code=code, message=message)
+        self._services.nudges.announce(self.plan.job_id)
+        self._end()
+
+    def _put_back(self, reason: str) -> None:
+        with self._services.database.write() as session:
+            jobs.put_back(session, self.plan, reason, self._services.settings.max_attempts)
+        self._services.nudges.rouse()
+        self._end()
+
+    def _hand_back(self) -> None:
+        with self._services.database.write() as session:
+            jobs.charge(session, self.plan.tenant_id, self._unpaid)
+            jobs.yield_back(session, self.plan)
+        self._services.nudges.rouse()
+        self._end()
+
+    def _end(self) -> None:
+        for _, futures in self._previews:
+            for future in futures:
+                future.cancel()
+        self._previews = []
+        self.is_over = True
