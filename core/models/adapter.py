@@ -1,7 +1,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index
+from sqlalchemy import BigInteger, ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
 from core.clock import utc_now
@@ -23,9 +23,9 @@ class Adapter(Base):
     base_fingerprint: Mapped[str]
     object_key: Mapped[str]
     sha256: Mapped[str]
-    bytes: Mapped[int]
-    parameters: Mapped[int]
-    base_parameters: Mapped[int]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    parameters: Mapped[int] = mapped_column(BigInteger)
+    base_parameters: Mapped[int] = mapped_column(BigInteger)
     classes: Mapped[list[Any]]  # names, in label order
     metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
     labels: Mapped[dict[str, Any]] = mapped_column(default=dict)
