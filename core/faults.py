@@ -1,4 +1,4 @@
-"""Crash points for tests: `FAULT=name[:nth]:kill|raise|stop|sleep` makes the nth passing of a point go wrong. Off otherwise."""
+"""Crash points for tests: `FAULT=name[:nth]:kill|raise|stop|sleep` makes the nth passing of a point go wrong."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Redis publish/subscribe: "there is work", "this is done". A lost word costs a poll, never work: the database is the truth."""
+"""Redis publish/subscribe: "there is work", "this is done". A lost word costs a poll, never work."""
 
 import threading
 import time

@@ -16,7 +16,7 @@ GRACE = timedelta(hours=1)  # an object is stored before its row commits: younge
 
 
 def sweep(database: Database, store: ObjectStore, keep: timedelta, keep_checkpoints: int) -> int:
-    """Forget rows first and delete bytes after, so that no row ever names an object that is gone. Returns objects removed."""
+    """Forget rows first and delete bytes after, so that no row names an object that is gone. Returns the count."""
     with database.write() as session:
         forgotten = _forget(session, keep, keep_checkpoints)
     for key in forgotten:
@@ -37,7 +37,7 @@ def _forget(session: Session, keep: timedelta, keep_checkpoints: int) -> list[st
 
 
 def _remove_orphans(database: Database, store: ObjectStore) -> int:
-    """Objects that no live row names: of deleted datasets and adapters, and of attempts that died before their commit."""
+    """Objects that no live row names: of deleted datasets and adapters, of attempts that died before their commit."""
     old = [info.key for info in store.list() if info.modified_at < utc_now() - GRACE]
     if not old:
         return 0

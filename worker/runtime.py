@@ -1,6 +1,6 @@
 """What a device process holds: per base its frozen weights and an engine, adapters by digest, prepared data.
 
-Built on first use and kept for the life of the process: one base in memory serves every tenant, in training and sampling.
+Built on first use and kept for the life of the process: one base in memory serves every tenant.
 """
 
 import functools

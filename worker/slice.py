@@ -35,7 +35,7 @@ _PREVIEW_SEED = 1000  # previews of every step and of every job start from the s
 
 
 class Slice:
-    """`advance()` does one thing at a time, so that sampling steps fit between: prepare, then a training step a call."""
+    """`advance()` does one thing at a time, so that sampling steps fit between: prepare, then a step a call."""
 
     def __init__(self, runtime: Runtime, plan: Plan) -> None:
         self.plan = plan

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from typing import IO
 
-from core.errors import Conflict, DomainError, Invalid
+from core.errors import DomainError
 from core.settings import Settings
 
 
@@ -67,5 +67,5 @@ def check_bases(settings: Settings) -> None:
         raise CannotStart("no base model is named: set DIFFFIT_BASES to a DiTPipeline folder or a hub name")
     try:
         Catalog(settings.bases).all()
-    except (Invalid, Conflict, DomainError) as error:
+    except DomainError as error:
         raise CannotStart(f"a base model of DIFFFIT_BASES cannot be used: {error}") from error
