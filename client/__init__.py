@@ -1,0 +1,6 @@
+"""The Python client and the `difffit` command. A REST client: it imports nothing of the service."""
+
+from client.api import DiffFit
+from client.errors import ApiError, ClientError, Unreachable
+
+__all__ = ["ApiError", "ClientError", "DiffFit", "Unreachable"]

@@ -1,0 +1,52 @@
+"""Where the service is and which key opens it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.errors import ClientError
+
+DEFAULT_URL = "http://127.0.0.1:8321"
+
+
+@dataclass(frozen=True)
+class Config:
+    url: str
+    api_key: str | None
+    source: str
+    """Where the key came from, in words."""
+    data_dir: Path
+
+    def required_key(self) -> str:
+        if self.api_key is None:
+            raise ClientError(
+                f"no API key: set DIFFFIT_API_KEY, or start a service with `difffit up` "
+                f"(it writes one to {self.data_dir / 'api_key'})"
+            )
+        return self.api_key
+
+
+def find_config(environment: Mapping[str, str] | None = None, data_dir: Path | None = None) -> Config:
+    """DIFFFIT_URL and DIFFFIT_API_KEY; else the port and the key file of the service in `data_dir` (`.difffit`)."""
+    environment = os.environ if environment is None else environment
+    folder = data_dir or Path(environment.get("DIFFFIT_DATA_DIR") or ".difffit")
+    url = environment.get("DIFFFIT_URL") or _local_url(environment)
+    if not url.startswith(("http://", "https://")):
+        raise ClientError(f"DIFFFIT_URL is {url!r}: it must begin with http:// or https://")
+    if key := environment.get("DIFFFIT_API_KEY", "").strip():
+        return Config(url, key, "DIFFFIT_API_KEY", folder)
+    path = folder / "api_key"
+    try:
+        key = path.read_text().strip()
+    except FileNotFoundError:
+        return Config(url, None, "nowhere", folder)
+    except OSError as error:
+        raise ClientError(f"cannot read the key file {path}: {error.strerror}") from error
+    return Config(url, key or None, str(path), folder)
+
+
+def _local_url(environment: Mapping[str, str]) -> str:
+    """A service that was told another port by its own settings is found by the same settings."""
+    port = environment.get("DIFFFIT_PORT")
+    return f"http://127.0.0.1:{port}" if port else DEFAULT_URL

@@ -1,0 +1,218 @@
+"""Fine-tuning jobs: what one asks for, and how it goes."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from client.errors import ClientError, Unreachable
+from client.transport import Transport
+
+_JOBS = "/v1/fine_tuning/jobs"
+ENDED = frozenset({"succeeded", "failed", "cancelled"})
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a running job is. Losses are means per element; `eta_seconds` counts this job's own work alone."""
+
+    step: int = 0
+    total_steps: int | None = None
+    train_loss: float | None = None
+    valid_loss: float | None = None
+    steps_per_second: float | None = None
+    eta_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    id: str
+    status: str  # validating_files | queued | running | paused | succeeded | failed | cancelled
+    phase: str | None
+    model: str
+    training_file: str
+    fine_tuned_model: str | None
+    adapter_id: str | None
+    progress: Progress
+    queue_position: int | None
+    error: Mapping[str, Any] | None
+    metadata: Mapping[str, str]
+    hyperparameters: Mapping[str, Any]  # as resolved, "auto" filled in
+    seed: int | None
+    created_at: int
+    finished_at: int | None
+    raw: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status in ENDED
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it failed, in a line."""
+        return f"{self.error.get('message')} [{self.error.get('code')}]" if self.error else None
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Job":
+        method = (data.get("method") or {}).get("difffit") or {}
+        hyperparameters = method.get("hyperparameters") or data.get("hyperparameters") or {}
+        return cls(
+            id=data["id"],
+            status=data["status"],
+            phase=data.get("phase"),
+            model=data["model"],
+            training_file=data["training_file"],
+            fine_tuned_model=data.get("fine_tuned_model"),
+            adapter_id=data.get("adapter_id"),
+            progress=_progress(data.get("progress") or {}, hyperparameters.get("steps")),
+            queue_position=(data.get("queue") or {}).get("position"),
+            error=data.get("error") or None,
+            metadata=data.get("metadata") or {},
+            hyperparameters=hyperparameters,
+            seed=data.get("seed"),
+            created_at=data["created_at"],
+            finished_at=data.get("finished_at"),
+            raw=data,
+        )
+
+
+@dataclass(frozen=True)
+class Event:
+    id: str
+    created_at: int
+    level: str
+    type: str
+    message: str
+    data: Mapping[str, Any]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Event":
+        names = ("level", "type", "message")
+        return cls(str(data["id"]), data["created_at"], *(str(data.get(name)) for name in names), data.get("data") or {})
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A strip of pictures that the job drew at `step`: one a class, left to right, from seeds that stay the same."""
+
+    id: str
+    step: int
+    classes: Sequence[str | None]
+    seeds: Sequence[int]
+
+
+class Jobs:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(
+        self,
+        training_file: str,
+        *,
+        model: str,
+        hyperparameters: Mapping[str, Any] | None = None,
+        suffix: str | None = None,
+        seed: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Job:
+        """Queue a fine-tune of `model` on a file; what `hyperparameters` leaves out is chosen by the service."""
+        body: dict[str, Any] = {"model": model, "training_file": training_file}
+        optional = {"suffix": suffix, "seed": seed, "metadata": dict(metadata) if metadata else None}
+        body |= {key: value for key, value in optional.items() if value is not None}
+        if hyperparameters:
+            body["method"] = {"type": "difffit", "difffit": {"hyperparameters": dict(hyperparameters)}}
+        return Job.from_json(self._transport.post(_JOBS, body))
+
+    def get(self, job_id: str) -> Job:
+        return Job.from_json(self._transport.get(f"{_JOBS}/{job_id}"))
+
+    def list(self, limit: int | None = None) -> Iterator[Job]:
+        """Newest first."""
+        return (Job.from_json(item) for item in self._transport.page(_JOBS, limit=limit))
+
+    def cancel(self, job_id: str) -> Job:
+        return Job.from_json(self._transport.post(f"{_JOBS}/{job_id}/cancel"))
+
+    def pause(self, job_id: str) -> Job:
+        return Job.from_json(self._transport.post(f"{_JOBS}/{job_id}/pause"))
+
+    def resume(self, job_id: str) -> Job:
+        return Job.from_json(self._transport.post(f"{_JOBS}/{job_id}/resume"))
+
+    def events(self, job_id: str, *, after: str | None = None, retries: int = 20) -> Iterator[Event]:
+        """Every event in order, as it happens, until the job has ended; a broken stream is taken up where it broke."""
+        last, broken = after, 0
+        while True:
+            headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
+            try:
+                with self._transport.stream(f"{_JOBS}/{job_id}/events", headers) as response:
+                    for number, data in _server_sent(response.iter_lines()):
+                        last, broken = number or last, 0
+                        yield Event.from_json({"id": number, **data})
+            except Unreachable:
+                broken += 1
+                if broken > retries:
+                    raise
+            if self.get(job_id).has_ended and broken == 0:
+                return
+            time.sleep(0.5)
+
+    def metrics(self, job_id: str) -> list[dict[str, Any]]:
+        """`{step, train_loss, valid_loss, …}` in order of steps."""
+        found = self._transport.page(f"{_JOBS}/{job_id}/metrics")
+        return [{**item, **(item.get("data") or item.get("metrics") or {})} for item in found]
+
+    def checkpoints(self, job_id: str) -> list[dict[str, Any]]:
+        return list(self._transport.page(f"{_JOBS}/{job_id}/checkpoints"))
+
+    def previews(self, job_id: str) -> list[Preview]:
+        """In order of steps."""
+        found = [
+            Preview(item["id"], item["step"], item.get("classes") or [], item.get("seeds") or [])
+            for item in self._transport.page(f"{_JOBS}/{job_id}/previews")
+        ]
+        return sorted(found, key=lambda preview: preview.step)
+
+    def preview(self, job_id: str, preview_id: str) -> bytes:
+        """The PNG."""
+        return self._transport.read(f"{_JOBS}/{job_id}/previews/{preview_id}/content")
+
+    def wait(self, job_id: str, timeout: float = 3600.0) -> Job:
+        """Until the job has ended, well or not. Raises ClientError after `timeout` seconds."""
+        end = time.monotonic() + timeout
+        while not (job := self.get(job_id)).has_ended:
+            if time.monotonic() > end:
+                raise ClientError(f"job {job_id} is {job.status} after {timeout:.0f} s")
+            time.sleep(0.5)
+        return job
+
+
+def _progress(data: dict[str, Any], steps: Any) -> Progress:
+    total = data.get("total_steps") or (steps if isinstance(steps, int) else None)
+    return Progress(
+        step=data.get("step") or 0,
+        total_steps=total,
+        train_loss=data.get("train_loss"),
+        valid_loss=data.get("valid_loss"),
+        steps_per_second=data.get("steps_per_second"),
+        eta_seconds=data.get("eta_seconds"),
+    )
+
+
+def _server_sent(lines: Iterator[str]) -> Iterator[tuple[str | None, dict[str, Any]]]:
+    """(id, data) of each server-sent event whose data is a JSON object; comments and pings are passed over."""
+    number: str | None = None
+    data: list[str] = []
+    for line in lines:
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "id":
+            number = value
+        elif name == "data":
+            data.append(value)
+        elif line == "" and data:
+            body = "\n".join(data)
+            data = []
+            if body.startswith("{"):
+                yield number, json.loads(body)

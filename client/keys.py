@@ -1,0 +1,37 @@
+"""API keys of one's own tenant."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from client.transport import Transport
+
+
+@dataclass(frozen=True)
+class Key:
+    """`secret` is there once, in the reply that made the key."""
+
+    id: str
+    name: str
+    prefix: str
+    created_at: int
+    revoked_at: int | None
+    secret: str | None
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Key":
+        secret = data.get("secret") or data.get("key")
+        return cls(data["id"], data["name"], data["prefix"], data["created_at"], data.get("revoked_at"), secret)
+
+
+class Keys:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(self, name: str) -> Key:
+        return Key.from_json(self._transport.post("/v1/api_keys", {"name": name}))
+
+    def list(self) -> list[Key]:
+        return [Key.from_json(item) for item in self._transport.get("/v1/api_keys")["data"]]
+
+    def revoke(self, key_id: str) -> None:
+        self._transport.delete(f"/v1/api_keys/{key_id}")

@@ -1,0 +1,156 @@
+"""HTTP with the manners that every call shares: the key, retries that are safe, errors as `ApiError`."""
+
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from client.errors import ApiError, Unreachable
+
+_LOCAL = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104 - compared with, never bound
+_LONGEST_WAIT_SECONDS = 60.0
+
+Body = Mapping[str, Any]
+
+
+class Transport:
+    """One service, one key. A request is repeated on 429, 503 and a broken connection: always safe here.
+
+    GET and DELETE may be repeated as they are; a POST carries an `Idempotency-Key`, the same one each time.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None,
+        *,
+        timeout: float = 60.0,
+        retries: int = 4,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.base_url = base_url.rstrip("/").removesuffix("/v1")
+        self._retries = retries
+        self._sleep = sleep
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(
+            base_url=self.base_url,
+            headers={"User-Agent": "difffit-client", **headers},
+            timeout=httpx.Timeout(timeout, connect=5.0),
+            # a proxy from the environment would be asked for the service on this very machine
+            trust_env=urlsplit(self.base_url).hostname not in _LOCAL,
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def get(self, path: str, **params: Any) -> dict[str, Any]:
+        return _object(self.send("GET", path, params={key: value for key, value in params.items() if value is not None}))
+
+    def post(self, path: str, body: Body | None = None, *, timeout: float | None = None) -> dict[str, Any]:
+        return _object(self.send("POST", path, json=None if body is None else dict(body), timeout=timeout))
+
+    def delete(self, path: str) -> dict[str, Any]:
+        return _object(self.send("DELETE", path))
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a small object: an image, an adapter."""
+        return self.send("GET", path).content
+
+    def page(self, path: str, *, limit: int | None = None, **params: Any) -> Iterator[dict[str, Any]]:
+        """Every item of a list, newest first, page after page; `limit` ends it early."""
+        left = limit
+        while left is None or left > 0:
+            reply = self.get(path, limit=min(left or 100, 100), **params)
+            yield from reply["data"]
+            left = None if left is None else left - len(reply["data"])
+            if not reply.get("has_more") or not reply["data"]:
+                return
+            params["after"] = reply.get("last_id") or reply["data"][-1]["id"]
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Body | None = None,
+        json: Any = None,
+        parts: Callable[[], Mapping[str, Any]] | None = None,
+        timeout: float | None = None,
+    ) -> httpx.Response:
+        """One request, repeated where that is safe. `parts` gives the multipart fields anew for every attempt.
+
+        Raises ApiError or Unreachable.
+        """
+        headers = {"Idempotency-Key": str(uuid.uuid4())} if method == "POST" else {}
+        more: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+        for attempt in range(self._retries + 1):
+            last = attempt == self._retries
+            try:
+                fields = parts() if parts else {}
+                response = self._http.request(
+                    method, path, params=params, json=json, headers=headers, **fields, **more
+                )
+            except httpx.TransportError as error:
+                if last or not _may_repeat(error):
+                    raise Unreachable(self.base_url, _reason(error)) from error
+                self._sleep(_pause(attempt))
+                continue
+            if response.is_success:
+                return response
+            error = ApiError.from_response(response)
+            if last or not _is_passing(error, response, attempt):
+                raise error
+            self._sleep(_pause(attempt) if error.retry_after is None else min(error.retry_after, _LONGEST_WAIT_SECONDS))
+        raise AssertionError("the last attempt returns or raises")
+
+    @contextmanager
+    def stream(self, path: str, headers: Mapping[str, str] | None = None) -> Iterator[httpx.Response]:
+        """A reply whose body is read as it comes; not repeated."""
+        try:
+            with self._http.stream("GET", path, headers=headers) as response:
+                if not response.is_success:
+                    response.read()
+                    raise ApiError.from_response(response)
+                yield response
+        except httpx.TransportError as error:
+            raise Unreachable(self.base_url, _reason(error)) from error
+
+
+def _object(response: httpx.Response) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ApiError(response.status_code, "not_json", f"{response.url} did not answer with a JSON object")
+    return body
+
+
+def _may_repeat(error: httpx.TransportError) -> bool:
+    """A read that timed out is not worth a second wait as long; a connection that broke is."""
+    return not isinstance(error, httpx.ReadTimeout | httpx.UnsupportedProtocol)
+
+
+def _is_passing(error: ApiError, response: httpx.Response, attempt: int) -> bool:
+    """429 and 503 pass; so does a 409 that says an earlier attempt of ours is still under way."""
+    if response.headers.get("x-should-retry") == "false":
+        return False
+    return error.status in (429, 503) or (error.status == 409 and attempt > 0 and "idempotency" in error.code)
+
+
+def _pause(attempt: int) -> float:
+    """Seconds: 0.25, 0.5, 1, 2, … with some jitter."""
+    return 0.25 * 2**attempt * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, no secret
+
+
+def _reason(error: httpx.TransportError) -> str:
+    if isinstance(error, httpx.ConnectError):
+        return "connection refused" if "refused" in str(error).lower() else f"cannot connect: {error}"
+    if isinstance(error, httpx.TimeoutException):
+        return "no reply in time"
+    return str(error) or type(error).__name__
