@@ -14,7 +14,6 @@ from pathlib import Path
 import structlog
 import torch
 from core.sampling.engine import Engine
-from core.training.data import TrainingData, prepare
 
 from core.adapters import format as adapter_format
 from core.datasets.pack import read_pack
@@ -24,6 +23,7 @@ from core.diffusion.families import load_base
 from core.diffusion.layout import AdapterLayout
 from core.errors import DomainError, Unavailable
 from core.jobs.service import Plan
+from core.training.data import TrainingData, prepare
 from worker.services import Services, get_services
 
 log = structlog.get_logger()

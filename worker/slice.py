@@ -2,20 +2,18 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 from core.sampling.engine import Sampled
 from core.sampling.request import SampleRequest
-from core.training.data import TrainingData
-from core.training.loop import Diverged, Progress, TrainState, finish, fit, numeric_path
 
 from core import faults
 from core.adapters import format as adapter_format
 from core.adapters import service as adapters
-from core.diffusion.adapter import Adapter
 from core.errors import DomainError, Unavailable
 from core.ids import new_id
 from core.jobs import service as jobs
@@ -25,6 +23,8 @@ from core.models import Tenant
 from core.storage import keys
 from core.storage.base import ObjectMissing
 from core.training import checkpoint
+from core.training.data import TrainingData
+from core.training.loop import Diverged, Progress, TrainState, finish, fit, numeric_path, start
 from worker.pictures import encode_png, strip
 from worker.runtime import CorruptObject, Runtime, retried
 
@@ -32,6 +32,17 @@ log = structlog.get_logger()
 
 _REPORT_SECONDS = 1.0
 _PREVIEW_SEED = 1000  # previews of every step and of every job start from the same noises
+
+
+@dataclass(eq=False)
+class _Run:
+    """A job that is prepared: `state` is live and moves with `steps`."""
+
+    data: TrainingData
+    path: Mapping[str, Any]
+    state: TrainState
+    steps: Iterator[Progress]
+    body: dict[str, Any]  # what the last step reported
 
 
 class Slice:
@@ -43,11 +54,7 @@ class Slice:
         self._runtime = runtime
         self._services = runtime.services
         self._device = runtime.device(plan.model)
-        self._data: TrainingData | None = None
-        self._steps: Iterator[Progress] | None = None
-        self._progress: Progress | None = None
-        self._state: TrainState | None = None
-        self._path: dict[str, Any] = {}
+        self._run: _Run | None = None
         self._until = time.monotonic() + self._services.settings.slice_seconds
         self._reported = time.monotonic()
         self._unpaid = 0.0  # device seconds not yet charged
@@ -78,51 +85,51 @@ class Slice:
     def hand_back(self) -> None:
         """The worker wants the device: checkpoint and go back to the queue."""
         try:
-            if self._state is not None and self._checkpointed != self._state.step:
-                self._save_checkpoint()
+            if self._run is not None and self._checkpointed != self._run.state.step:
+                self._save_checkpoint(self._run)
         except Unavailable as error:
             log.warning("job.checkpoint_postponed", error=str(error))
         self._hand_back()
 
     def _advance(self) -> None:
-        if self._steps is None:
-            self._prepare()
+        if self._run is None:
+            self._run = self._prepare()
             return
-        self._harvest_previews()
+        self._harvest_previews(self._run)
         began = time.monotonic()
-        progress = next(self._steps, None)
+        progress = next(self._run.steps, None)
         self._unpaid += time.monotonic() - began
         if progress is None:
-            self._publish()
+            self._publish(self._run)
             return
         faults.point("after_step")
-        self._seen(progress)
+        self._seen(self._run, progress)
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> _Run:
+        """Dataset to latents, checkpoint to state. The numeric path is written down before the first step ever."""
         began = time.monotonic()
-        self._data = self._runtime.prepared(self.plan)
+        data = self._runtime.prepared(self.plan)
         faults.point("dataset_loaded")
         base, spec = self._device.base, self.plan.spec
         here = numeric_path(base, spec)
-        self._path = self.plan.numeric_path or here
-        with self._services.database.write() as session:
-            if self.plan.numeric_path is None and not jobs.fix_numeric_path(session, self.plan, here):
-                self._end()
-                return
-        if self._path != here:
-            log.warning("job.numeric_path_changed", fixed=self._path, here=here)
-        state = self._load_checkpoint()
-        self._steps = iter(fit(base, self._data, spec, state))
+        path = self.plan.numeric_path or here
+        if self.plan.numeric_path is None:
+            with self._services.database.write() as session:
+                jobs.fix_numeric_path(session, self.plan, path)
+        elif path != here:
+            log.warning("job.numeric_path_changed", fixed=path, here=here)
+        state = self._load_checkpoint(data, path) or start(base, data, spec)
         self._unpaid += time.monotonic() - began
+        return _Run(data, path, state, iter(fit(base, data, spec, state, path)), body={})
 
-    def _seen(self, progress: Progress) -> None:
+    def _seen(self, run: _Run, progress: Progress) -> None:
         """After a step: report, checkpoint, preview, and stop where that was asked for."""
         spec, step = self.plan.spec, progress.step
-        self._progress, self._state = progress, progress.state
         self._rate = 1 / progress.seconds if self._rate == 0 else 0.9 * self._rate + 0.1 / progress.seconds
+        run.body = self._body(progress, run.body)
         is_measured = step % spec.metrics_every == 0 or progress.val_loss is not None or step == spec.steps
         if is_measured or time.monotonic() - self._reported >= _REPORT_SECONDS:
-            standing = self._report(progress, is_measured)
+            standing = self._report(run, progress, is_measured)
         else:
             with self._services.database.read() as session:
                 standing = jobs.standing(session, self.plan)
@@ -130,38 +137,41 @@ class Slice:
             self._stop(standing)
             return
         if step % spec.checkpoint_every == 0 and step < spec.steps:
-            self._save_checkpoint()
-        if step % spec.preview_every == 0 or step == spec.steps:
-            self._draw_preview(step)
+            self._save_checkpoint(run)
+        if spec.preview_every and (step % spec.preview_every == 0 or step == spec.steps):
+            self._draw_preview(run)
         if time.monotonic() > self._until and step < spec.steps:
             self.hand_back()
 
-    def _report(self, progress: Progress, is_measured: bool) -> Standing:
-        body = self._body(progress)
+    def _report(self, run: _Run, progress: Progress, is_measured: bool) -> Standing:
         with self._services.database.write() as session:
-            standing = jobs.report(session, self.plan, step=progress.step, progress=body, device_seconds=self._unpaid)
+            standing = jobs.report(
+                session, self.plan, step=progress.step, progress=run.body, device_seconds=self._unpaid
+            )
             if standing.held and is_measured:
-                jobs.add_metric(session, self.plan, progress.step, body)
+                metric = {**run.body, "valid_loss": progress.val_loss}
+                jobs.add_metric(session, self.plan, progress.step, metric)
         self._reported, self._unpaid = time.monotonic(), 0.0
         return standing
 
-    def _body(self, progress: Progress) -> dict[str, Any]:
+    def _body(self, progress: Progress, before: Mapping[str, Any]) -> dict[str, Any]:
+        """Progress as the job shows it; the validation loss is the last one that was measured."""
         spec = self.plan.spec
         return {
             "step": progress.step,
             "total_steps": spec.steps,
             "train_loss": progress.loss,
-            "valid_loss": progress.val_loss,
+            "valid_loss": before.get("valid_loss") if progress.val_loss is None else progress.val_loss,
             "grad_norm": progress.grad_norm,
-            "learning_rate": progress.lr,
+            "learning_rate": progress.learning_rate,
             "steps_per_second": round(self._rate, 3),
-            "eta_seconds": round((spec.steps - progress.step) / self._rate, 1) if self._rate else None,
+            "eta_seconds": round((spec.steps - progress.step) / self._rate, 1),
         }
 
     def _stop(self, standing: Standing) -> None:
         """Cancelled, paused, or taken over by another worker."""
-        if standing.held and standing.pause and not standing.cancel:
-            self._save_checkpoint()
+        if standing.held and standing.pause and not standing.cancel and self._run is not None:
+            self._save_checkpoint(self._run)
         with self._services.database.write() as session:
             if standing.held:
                 jobs.stop(session, self.plan, standing)
@@ -169,14 +179,15 @@ class Slice:
 
     # --- checkpoints
 
-    def _load_checkpoint(self) -> TrainState | None:
+    def _load_checkpoint(self, training: TrainingData, path: Mapping[str, Any]) -> TrainState | None:
         """The newest that can be read; an unreadable one is dropped for the one before."""
         key, sha256 = self.plan.checkpoint_key, self.plan.checkpoint_sha256
         while key is not None:
             try:
                 data = self._services.store.get(key)
                 if hashlib.sha256(data).hexdigest() == sha256:
-                    state = checkpoint.load(data, self.plan.spec, self._data, self._path)
+                    device = self._device.base.device
+                    state = checkpoint.load(data, self.plan.spec.digest, training.digest, path, device)
                     self._checkpointed = state.step
                     return state
             except (ObjectMissing, DomainError) as error:
@@ -188,16 +199,15 @@ class Slice:
             key, sha256 = (previous.object_key, previous.sha256) if previous else (None, None)
         return None
 
-    def _save_checkpoint(self) -> None:
+    def _save_checkpoint(self, run: _Run) -> None:
         """Object first, pointer second: a death between the two leaves an orphan, never a dangling pointer."""
-        assert self._state is not None and self._data is not None and self._progress is not None
-        step = self._state.step
-        data = checkpoint.dump(self._state, self.plan.spec, self._data, self._path)
+        step = run.state.step
+        data = checkpoint.dump(run.state, self.plan.spec.digest, run.data.digest, run.path)
         key = keys.checkpoint(self.plan.tenant_id, self.plan.job_id, self.plan.attempt, step)
         self._services.store.put(key, data)
         faults.point("object_put")
         digest = hashlib.sha256(data).hexdigest()
-        metrics = {name: value for name, value in self._body(self._progress).items() if name.endswith("_loss")}
+        metrics = _losses(run.body)
         with self._services.database.write() as session:
             faults.point("before_pointer_commit")
             jobs.add_checkpoint(session, self.plan, step=step, key=key, sha256=digest, size=len(data), metrics=metrics)
@@ -206,10 +216,10 @@ class Slice:
 
     # --- previews
 
-    def _draw_preview(self, step: int) -> None:
+    def _draw_preview(self, run: _Run) -> None:
         """Put the present state's pictures among the engine's rows; they are stored when they are done."""
-        adapter = self._adapter()
-        spec = self.plan.spec
+        spec, step = self.plan.spec, run.state.step
+        adapter = finish(run.state, self._device.base, spec, run.data)
         digest = self._preview_digest(step)
         self._runtime.hold(digest, adapter)
         futures = [
@@ -230,7 +240,7 @@ class Slice:
     def _preview_digest(self, step: int) -> str:
         return f"preview:{self.plan.job_id}:{self.plan.attempt}:{step}"
 
-    def _harvest_previews(self, wait: bool = False) -> None:
+    def _harvest_previews(self, run: _Run, wait: bool = False) -> None:
         """Store what is drawn. A preview that fails costs a preview, not the job."""
         while wait and any(not future.done() for _, futures in self._previews for future in futures):
             self._device.engine.step()
@@ -239,12 +249,11 @@ class Slice:
         for step, futures in done:
             self._runtime.let_go(self._preview_digest(step))
             try:
-                self._store_preview(step, [future.result() for future in futures])
+                self._store_preview(run.data, step, [future.result() for future in futures])
             except Exception:
                 log.exception("job.preview_failed", step=step)
 
-    def _store_preview(self, step: int, sampled: list[Sampled]) -> None:
-        assert self._data is not None
+    def _store_preview(self, training: TrainingData, step: int, sampled: list[Sampled]) -> None:
         data = encode_png(strip([result.image for result in sampled]))
         key = keys.preview(self.plan.tenant_id, self.plan.job_id, self.plan.attempt, step)
         self._services.store.put(key, data, "image/png")
@@ -257,29 +266,24 @@ class Slice:
                 key=key,
                 sha256=hashlib.sha256(data).hexdigest(),
                 size=len(data),
-                classes=[self._data.classes[label] for label in labels],
+                classes=[training.classes[label] for label in labels],
                 seeds=[_PREVIEW_SEED + label for label in labels],
             )
 
     # --- ends
 
-    def _adapter(self) -> Adapter:
-        assert self._state is not None and self._data is not None
-        return finish(self._state, self._device.base, self.plan.spec, self._data)
-
-    def _publish(self) -> None:
+    def _publish(self, run: _Run) -> None:
         """Bytes, then row and success in one transaction."""
-        assert self._progress is not None
-        self._harvest_previews(wait=True)
+        self._harvest_previews(run, wait=True)
         base, plan = self._device.base, self.plan
-        adapter = self._adapter()
+        metrics = _losses(run.body)
+        adapter = finish(run.state, base, plan.spec, run.data, metrics)
         data = adapter_format.save(adapter)
         digest = hashlib.sha256(data).hexdigest()
         adapter_id = new_id("adapter")
         key = keys.adapter(plan.tenant_id, adapter_id, digest)
         faults.point("final_put")
         retried(lambda: self._services.store.put(key, data))
-        metrics = {name: value for name, value in self._body(self._progress).items() if name.endswith("_loss")}
         faults.point("before_succeeded")
         with self._services.database.write() as session:
             tenant = session.get_one(Tenant, plan.tenant_id)
@@ -334,3 +338,7 @@ class Slice:
                 future.cancel()
         self._previews = []
         self.is_over = True
+
+
+def _losses(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if name.endswith("_loss")}
