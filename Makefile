@@ -6,11 +6,8 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for name in python3.11 python3 python; do \
 	"$$name" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && { echo "$$name"; break; }; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-PYTEST := $(BIN)/python -m pytest
-
-# One thread a process: more make two processes on two cores slower, and only equal counts give equal bits.
-export OMP_NUM_THREADS := 1
-export DIFFFIT_THREADS ?= 1
+# One thread a process: two that want both cores slow each other down, and only equal counts give equal bits.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -30,11 +27,13 @@ $(BIN)/python:
 		$(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 
 $(VENV)/.setup-runtime: pyproject.toml | $(BIN)/python
-	$(PIP) install --quiet --editable '.[worker]'
+	@echo "Installing what the service needs; PyTorch is the large part"
+	@$(PIP) install --quiet --editable '.[worker]'
 	@touch $@
 
 $(VENV)/.setup-all: pyproject.toml | $(BIN)/python
-	$(PIP) install --quiet --editable '.[worker,pretraining,test,dev]'
+	@echo "Installing what the service, its tests and the checks need; PyTorch is the large part"
+	@$(PIP) install --quiet --editable '.[worker,pretraining,test,dev]'
 	@touch $@ $(VENV)/.setup-runtime
 
 clean: ## Remove the environment and every cache; data in .difffit stays
