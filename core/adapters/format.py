@@ -77,7 +77,7 @@ def load(data: bytes, base_fingerprint: str | None = None, layout: AdapterLayout
     wanted = {entry.name: entry.shape for entry in own.entries}
     wanted[CLASS_TABLE] = (len(classes) + 1, own.hidden)
     _check_specs(specs, wanted)
-    tensors = _read_tensors(data)
+    tensors = read_tensors(data)
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise CorruptAdapter(f"tensor {name} holds NaN or Inf")
@@ -142,7 +142,7 @@ def _check_specs(specs: Mapping[str, tuple[str, tuple[int, ...]]], wanted: Mappi
         raise CorruptAdapter(f"tensor {extra[0][:200]} does not belong to the layout")
 
 
-def _read_tensors(data: bytes) -> dict[str, Tensor]:
+def read_tensors(data: bytes) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except SafetensorError as error:

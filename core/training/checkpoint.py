@@ -1,0 +1,74 @@
+"""A job's state as bytes, bound to what it belongs to: spec, data and numeric path."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from core.adapters.format import CorruptAdapter, read_header, read_tensors, write_safetensors
+from core.errors import Conflict
+from core.training.loop import TrainState
+
+FORMAT_VERSION = "1"
+_TENSORS = ("vector", "first", "second", "average")
+
+
+class CorruptCheckpoint(Conflict):
+    """The bytes are no checkpoint as `dump` writes them."""
+
+    code = "corrupt_checkpoint"
+
+
+class CheckpointMismatch(Conflict):
+    """The checkpoint belongs to another spec, dataset or numeric path; the message says which part differs."""
+
+    code = "checkpoint_mismatch"
+
+
+def dump(state: TrainState, spec_digest: str, data_digest: str, numeric_path: Mapping[str, Any]) -> bytes:
+    """The state and what it belongs to, as safetensors; equal states have equal bytes."""
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "spec": spec_digest,
+        "data": data_digest,
+        "numeric_path": json.dumps(dict(numeric_path), sort_keys=True),
+        "step": str(state.step),
+        "class_start": json.dumps(list(state.class_start)),
+    }
+    return write_safetensors({name: getattr(state, name) for name in _TENSORS}, metadata)
+
+
+def load(
+    data: bytes,
+    spec_digest: str,
+    data_digest: str,
+    numeric_path: Mapping[str, Any],
+    device: torch.device | str = "cpu",
+) -> TrainState:
+    """The state to go on from, if it belongs to exactly this spec, dataset and numeric path."""
+    try:
+        metadata, specs = read_header(data)
+        tensors = read_tensors(data)
+    except CorruptAdapter as error:
+        raise CorruptCheckpoint(str(error)) from error
+    if metadata.get("format_version") != FORMAT_VERSION or set(specs) != set(_TENSORS):
+        raise CorruptCheckpoint("the file is no checkpoint of this version")
+    if len({spec for spec in specs.values()}) != 1 or next(iter(specs.values()))[0] != "F32":
+        raise CorruptCheckpoint("the checkpoint's vectors differ in type or length")
+    for part, wanted in (("spec", spec_digest), ("data", data_digest)):
+        if metadata.get(part) != wanted:
+            raise CheckpointMismatch(f"the checkpoint belongs to another {part}")
+    try:
+        path: dict[str, Any] = json.loads(metadata["numeric_path"])
+        step = int(metadata["step"])
+        starts = tuple(json.loads(metadata["class_start"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise CorruptCheckpoint(f"the checkpoint's header is not readable: {error!r}") from error
+    for key in sorted({*path, *numeric_path}):
+        if path.get(key) != numeric_path.get(key):
+            raise CheckpointMismatch(
+                f"the checkpoint's numeric path has {key} {path.get(key)!r}, this run {numeric_path.get(key)!r}"
+            )
+    moved = {name: tensors[name].to(device) for name in _TENSORS}
+    return TrainState(**moved, step=step, class_start=starts)

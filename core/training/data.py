@@ -1,0 +1,97 @@
+"""A dataset as the trainer wants it: latents encoded once, kept as posterior mean and deviation, some held out."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.diffusion.base import Base
+from core.errors import Invalid
+from core.training.randomness import generator
+
+HELD_OUT_SHARE = 0.1
+MIN_FOR_HELD_OUT = 5
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """Latents of N images, of their mirror images too where F is 2, on the CPU."""
+
+    mean: Tensor  # (N, F, C, h, w)
+    deviation: Tensor  # (N, F, C, h, w)
+    labels: Tensor  # (N,)
+    classes: tuple[str, ...]
+    train: Tensor  # indices
+    held_out: Tensor  # indices
+    digest: str
+
+
+def prepare(
+    base: Base, images: np.ndarray, labels: Sequence[int], classes: Sequence[str], seed: int, flip: bool
+) -> TrainingData:
+    """Encode images (N, s, s, 3) uint8 of the base's size, once for each flip, and split them by `seed`."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
+        raise Invalid(f"images must be (N, s, s, 3) uint8, not {images.shape} {images.dtype}")
+    factor = base.image_size // base.sample_size
+    if images.shape[1] % (factor * base.summary.patch_size):
+        raise Invalid(f"a side of {images.shape[1]} pixels does not divide into patches of this base")
+    if not len(images) or len(labels) != len(images):
+        raise Invalid(f"{len(images)} images and {len(labels)} labels")
+    numbers = torch.tensor(list(labels), dtype=torch.long)
+    if int(numbers.min()) < 0 or int(numbers.max()) >= len(classes):
+        raise Invalid(f"a label lies outside of the {len(classes)} classes")
+    views = [images, images[:, :, ::-1]] if flip else [images]
+    encoded = [base.encode(view) for view in views]
+    train, held_out = _split(numbers, len(classes), seed)
+    return TrainingData(
+        mean=torch.stack([mean for mean, _ in encoded], dim=1),
+        deviation=torch.stack([deviation for _, deviation in encoded], dim=1),
+        labels=numbers,
+        classes=tuple(classes),
+        train=train,
+        held_out=held_out,
+        digest=_digest(base, images, numbers, classes, seed, flip),
+    )
+
+
+def batch_order(seed: int, epoch: int, n: int) -> Tensor:
+    """A permutation of n that depends on seed and epoch alone."""
+    return _batch_order(seed, epoch, n)
+
+
+@lru_cache(maxsize=8)
+def _batch_order(seed: int, epoch: int, n: int) -> Tensor:
+    return torch.randperm(n, generator=generator(seed, "epoch", epoch))
+
+
+def batch_indices(data: TrainingData, seed: int, step: int, batch_size: int) -> Tensor:
+    """The images of a step: epochs follow each other without a gap, so a batch may end one and begin the next."""
+    count = len(data.train)
+    places = range(step * batch_size, (step + 1) * batch_size)
+    return torch.stack([data.train[batch_order(seed, place // count, count)[place % count]] for place in places])
+
+
+def _split(labels: Tensor, classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """About a tenth of each class held out, at least one where it has five; none of a smaller class."""
+    held: list[Tensor] = []
+    for number in range(classes):
+        members = (labels == number).nonzero().flatten()
+        if len(members) >= MIN_FOR_HELD_OUT:
+            order = torch.randperm(len(members), generator=generator(seed, "held-out", number))
+            held.append(members[order[: max(1, round(HELD_OUT_SHARE * len(members)))]])
+    held_out = torch.cat(held).sort().values if held else torch.zeros(0, dtype=torch.long)
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    kept[held_out] = False
+    return kept.nonzero().flatten(), held_out
+
+
+def _digest(base: Base, images: np.ndarray, labels: Tensor, classes: Sequence[str], seed: int, flip: bool) -> str:
+    digest = hashlib.sha256()
+    digest.update(f"{base.fingerprint} {images.shape} {list(classes)!r} {seed} {flip}".encode())
+    digest.update(np.ascontiguousarray(images).tobytes())
+    digest.update(labels.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,313 @@
+"""The training loop as a generator: the caller saves, reports, and stops by leaving it.
+
+A job's trainable is one vector: θ, then its class rows' differences. A pass may carry the rows of several jobs
+(`advance`); each keeps its own loss, rate, clip, average, step count and guard against NaN.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from core.diffusion.adapter import Adapter, start_indices
+from core.diffusion.base import Base
+from core.diffusion.layout import AdapterLayout
+from core.errors import Invalid
+from core.training.class_start import choose_class_start
+from core.training.data import TrainingData, batch_indices
+from core.training.objective import row_losses
+from core.training.optim import adam_step, average_step, warmed_up
+from core.training.randomness import generator
+from core.training.spec import TrainSpec
+
+VALIDATION_ROWS = 64
+RowPath = Literal["row", "fused"]
+
+
+class Diverged(Invalid):
+    """The loss or the gradient is no longer finite; the state is the last one that was."""
+
+    code = "diverged"
+
+
+@dataclass(eq=False)
+class TrainState:
+    """Everything that a job has learnt; all tensors (N,) float32 on the base's device."""
+
+    vector: Tensor
+    first: Tensor
+    second: Tensor
+    average: Tensor
+    step: int
+    class_start: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One finished step. `state` is the live one: copy or dump it before the next step."""
+
+    step: int
+    loss: float
+    val_loss: float | None
+    grad_norm: float
+    learning_rate: float
+    seconds: float
+    state: TrainState
+
+
+@dataclass(frozen=True)
+class NumericPath:
+    """How the numbers of a job come about; fixed before step 0, since another path gives other bits."""
+
+    torch: str
+    device: str
+    threads: int
+    dtype: str
+    rows: RowPath
+    micro_batch: int
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "NumericPath":
+        return cls(**data)
+
+
+def numeric_path(base: Base, spec: TrainSpec, rows: RowPath = "row") -> dict[str, Any]:
+    """The path of a job on this machine, for the job's record."""
+    device = base.device.type
+    if device == "cuda":
+        device = torch.cuda.get_device_name(base.device)
+    dtype = str(base.dtype).removeprefix("torch.")
+    return NumericPath(torch.__version__, device, torch.get_num_threads(), dtype, rows, spec.batch_size).to_json()
+
+
+def start(base: Base, data: TrainingData, spec: TrainSpec) -> TrainState:
+    """The state before the first step: zero, which is the base with each class at its start row."""
+    layout = layout_of(base, spec)
+    starts: tuple[int | None, ...] = (None,) * len(data.classes)
+    if spec.class_start == "best":
+        starts = choose_class_start(
+            base, data.mean[data.train, 0], data.labels[data.train], len(data.classes), spec.seed
+        )
+    zero = torch.zeros(layout.parameter_count(len(data.classes)), device=base.device)
+    return TrainState(zero.clone(), zero.clone(), zero.clone(), zero.clone(), 0, starts)
+
+
+def fit(
+    base: Base,
+    data: TrainingData,
+    spec: TrainSpec,
+    state: TrainState | None = None,
+    path: Mapping[str, Any] | None = None,
+) -> Iterator[Progress]:
+    """Train from `state` (default: the start) to the spec's last step, one `Progress` a step."""
+    state = state if state is not None else start(base, data, spec)
+    trainee = Trainee(base, data, spec, state)
+    fixed = NumericPath.from_json(path if path is not None else numeric_path(base, spec))
+    while state.step < spec.steps:
+        [result] = advance(base, [trainee], fixed)
+        if isinstance(result, Diverged):
+            raise result
+        yield result
+
+
+def validation_loss(base: Base, data: TrainingData, spec: TrainSpec, state: TrainState) -> float | None:
+    """Squared error of the averaged weights on the held-out images, at noise and times fixed by the seed.
+
+    None where nothing is held out. Comparable over the steps of a job, and at step 0 the base's own.
+    """
+    return Trainee(base, data, spec, state).validate()
+
+
+def finish(
+    state: TrainState,
+    base: Base,
+    spec: TrainSpec,
+    data: TrainingData,
+    metrics: Mapping[str, Any] | None = None,
+) -> Adapter:
+    """The adapter of the averaged weights, with what is to stand in its file."""
+    layout = layout_of(base, spec)
+    average = state.average.detach().cpu().clone()
+    meta = {
+        "base": base.name,
+        "licence": base.licence,
+        "training": spec.to_json(),
+        "step": state.step,
+        "metrics": dict(metrics or {}),
+        "data_digest": data.digest,
+    }
+    table = average[layout.size :].view(len(data.classes) + 1, layout.hidden)
+    return Adapter(layout, base.fingerprint, average[: layout.size], table, data.classes, state.class_start, meta)
+
+
+def layout_of(base: Base, spec: TrainSpec) -> AdapterLayout:
+    """The layout that a spec asks for."""
+    if spec.layout == "bitfit":
+        return base.layout("bitfit")
+    return base.layout(spec.layout, spec.gamma_depth, spec.gamma_places)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The chance of one step of one job, on the base's device."""
+
+    x0: Tensor  # (B, C, h, w)
+    eps: Tensor  # (B, C, h, w)
+    t: Tensor  # (B,)
+    labels: Tensor  # (B,) rows of the job's class table
+
+
+class Trainee:
+    """One job in training."""
+
+    def __init__(self, base: Base, data: TrainingData, spec: TrainSpec, state: TrainState) -> None:
+        self.base = base
+        self.data = data
+        self.spec = spec
+        self.state = state
+        self.layout = layout_of(base, spec)
+        self._starts = start_indices(state.class_start, base.num_classes).to(base.device)
+        wanted = self.layout.parameter_count(len(data.classes))
+        if len(state.vector) != wanted:
+            raise Invalid(f"the state has {len(state.vector)} values, the job {wanted}")
+
+    def draw(self) -> Draw:
+        """Images, posterior noise, times (one in each B-th of the schedule), ε and dropped labels of the next step."""
+        spec, data, size = self.spec, self.data, self.spec.batch_size
+        chance = generator(spec.seed, "step", self.state.step)
+        chosen = batch_indices(data, spec.seed, self.state.step, size)
+        view = torch.zeros(size, dtype=torch.long)
+        if data.mean.shape[1] > 1:
+            view = torch.randint(data.mean.shape[1], (size,), generator=chance)
+        mean = data.mean[chosen, view]
+        x0 = mean + data.deviation[chosen, view] * torch.randn(mean.shape, generator=chance)
+        eps = torch.randn(mean.shape, generator=chance)
+        t = ((torch.arange(size) + torch.rand(size, generator=chance)) / size * len(self.base.schedule)).long()
+        dropped = torch.rand(size, generator=chance) < spec.label_dropout
+        labels = torch.where(dropped, len(data.classes), data.labels[chosen])
+        device = self.base.device
+        return Draw(
+            x0.to(device), eps.to(device), t.clamp(max=len(self.base.schedule) - 1).to(device), labels.to(device)
+        )
+
+    def pieces(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """θ (P,) and the class rows' differences (C + 1, H) of a whole vector."""
+        theta, table = vector.split([self.layout.size, len(vector) - self.layout.size])
+        return theta, table.view(-1, self.layout.hidden)
+
+    def class_rows(self, table: Tensor, labels: Tensor) -> Tensor:
+        return self.base.class_starts(self._starts[labels]) + table.index_select(0, labels)
+
+    def update(self, gradient: Tensor, loss: float, seconds: float) -> "Progress | Diverged":
+        """Take one step, or say that it cannot be taken and leave the state as it is."""
+        spec, state = self.spec, self.state
+        norm = float(gradient.norm())
+        step = state.step + 1
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            return Diverged(f"step {step}: loss {loss}, gradient norm {norm}; try a smaller learning rate")
+        if norm > spec.clip_norm:
+            gradient = gradient * (spec.clip_norm / norm)
+        rate = warmed_up(spec.learning_rate, step, spec.warmup_steps)
+        adam_step(state.vector, gradient, state.first, state.second, step, rate)
+        average_step(state.average, state.vector, spec.ema_decay, step)
+        state.step = step
+        due = step % spec.validation_every == 0 or step == spec.steps
+        return Progress(step, loss, self.validate() if due else None, norm, rate, seconds, state)
+
+    @torch.no_grad()
+    def validate(self) -> float | None:
+        """See `validation_loss`."""
+        data, device, schedule = self.data, self.base.device, self.base.schedule
+        held = data.held_out
+        if not len(held):
+            return None
+        rows = len(held) * math.ceil(VALIDATION_ROWS / len(held))
+        chosen = held.repeat(rows // len(held))
+        chance = generator(self.spec.seed, "validation")
+        x0 = data.mean[chosen, 0].to(device)
+        eps = torch.randn(x0.shape, generator=chance).to(device)
+        times = ((torch.arange(rows) + torch.rand(rows, generator=chance)) / rows * len(schedule)).long()
+        times = times[torch.randperm(rows, generator=chance)].to(device)
+        labels = data.labels[chosen].to(device)
+        theta, table = self.pieces(self.state.average)
+        total = 0.0
+        for part in torch.arange(rows).split(self.spec.batch_size):
+            x_t = schedule.add_noise(x0[part], eps[part], times[part])
+            c_rows = self.class_rows(table, labels[part])
+            out = self.base.forward(x_t, schedule.times[times[part]], theta, c_rows, self.layout).float()
+            losses = row_losses(schedule, out, x0[part], eps[part], x_t, times[part], learned_sigma=False)
+            total += float(losses.double().sum())
+        return total / rows
+
+
+def advance(base: Base, trainees: Sequence[Trainee], path: NumericPath) -> list[Progress | Diverged]:
+    """One forward and backward pass for the next step of every trainee, all of one layout; each then steps alone."""
+    began = time.perf_counter()
+    layout = trainees[0].layout
+    if any(trainee.layout != layout for trainee in trainees):
+        raise Invalid("jobs of one pass must have one layout")
+    draws = [trainee.draw() for trainee in trainees]
+    leaves = [trainee.state.vector.detach().requires_grad_() for trainee in trainees]
+    sizes = [len(draw.t) for draw in draws]
+    slots = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(base.device)
+    x0, eps, t = (torch.cat([getattr(draw, name) for draw in draws]) for name in ("x0", "eps", "t"))
+    shares = torch.cat([torch.full((size,), 1 / size) for size in sizes]).to(base.device)
+    gammas = _min_snr_gammas(trainees)
+    losses: list[Tensor] = []
+    for part in torch.arange(len(t), device=base.device).split(path.micro_batch * len(trainees)):
+        with torch.enable_grad():
+            theta, c_rows = _gather(trainees, leaves, draws, slots, part, path)
+            x_t = base.schedule.add_noise(x0[part], eps[part], t[part])
+            out = base.forward(x_t, base.schedule.times[t[part]], theta, c_rows, layout).float()
+            weights = None if gammas is None else gammas[part]
+            rows = row_losses(base.schedule, out, x0[part], eps[part], x_t, t[part], base.learned_sigma, weights)
+            (rows * shares[part]).sum().backward()
+        losses.append(rows.detach())
+    by_row = torch.cat(losses)
+    seconds = time.perf_counter() - began
+    results: list[Progress | Diverged] = []
+    for number, (trainee, leaf) in enumerate(zip(trainees, leaves, strict=True)):
+        assert leaf.grad is not None
+        results.append(trainee.update(leaf.grad, float(by_row[slots == number].mean()), seconds))
+    return results
+
+
+def _min_snr_gammas(trainees: Sequence[Trainee]) -> Tensor | None:
+    """(B,) γ of each row, infinite where its job has none; None where no job has one."""
+    if all(trainee.spec.min_snr_gamma is None for trainee in trainees):
+        return None
+    gammas = [
+        torch.full((trainee.spec.batch_size,), math.inf if (g := trainee.spec.min_snr_gamma) is None else g)
+        for trainee in trainees
+    ]
+    return torch.cat(gammas).to(trainees[0].base.device)
+
+
+def _gather(
+    trainees: Sequence[Trainee],
+    leaves: Sequence[Tensor],
+    draws: Sequence[Draw],
+    slots: Tensor,
+    part: Tensor,
+    path: NumericPath,
+) -> tuple[Tensor, Tensor]:
+    """The vectors (B, P), or (P,) on the fused path, and class rows (B, H) of one micro-batch."""
+    pieces = [trainee.pieces(leaf) for trainee, leaf in zip(trainees, leaves, strict=True)]
+    every = [
+        trainee.class_rows(table, draw.labels)
+        for trainee, (_, table), draw in zip(trainees, pieces, draws, strict=True)
+    ]
+    c_rows = (torch.cat(every) if len(every) > 1 else every[0]).index_select(0, part)
+    if path.rows == "fused":
+        if len(trainees) > 1:
+            raise Invalid("the fused path trains one job a pass")
+        return pieces[0][0], c_rows
+    bank = torch.stack([theta for theta, _ in pieces])  # (J, P)
+    return bank.index_select(0, slots[part]), c_rows

@@ -1,0 +1,231 @@
+"""What a job trains, fully resolved: every `auto` is a number before the first step. No torch here."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from core.diffusion.catalog import BaseSummary
+from core.diffusion.layout import GammaDepth, Kind, LayoutOptions
+from core.errors import Invalid
+
+ClassStart = Literal["mean", "best"]
+AUTO = "auto"
+BASE_LEARNING_RATE = 1e-4
+"""What DiT bases are pretrained with (arXiv 2212.09748, section 4); a job takes ten times that (arXiv 2304.06648)."""
+POINTER = "/method/difffit/hyperparameters"
+MAX_STEPS = 20_000
+MAX_BATCH = 256
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """A job's hyperparameters. Two jobs of equal spec, data and numeric path end in the same bytes."""
+
+    seed: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    layout: Kind
+    gamma_depth: GammaDepth
+    gamma_places: tuple[str, ...]
+    class_start: ClassStart
+    ema_decay: float
+    clip_norm: float
+    label_dropout: float
+    flip: bool
+    min_snr_gamma: float | None
+    metrics_every: int
+    validation_every: int
+    checkpoint_every: int
+    preview_every: int | None
+    preview_images: int
+    preview_steps: int
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the spec's canonical JSON."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        depth = list(self.gamma_depth) if isinstance(self.gamma_depth, tuple) else self.gamma_depth
+        return {**asdict(self), "gamma_depth": depth, "gamma_places": list(self.gamma_places)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "TrainSpec":
+        """Read back what `to_json` wrote."""
+        depth = data["gamma_depth"]
+        changed = {"gamma_depth": tuple(depth) if isinstance(depth, list) else depth}
+        return cls(**{**data, **changed, "gamma_places": tuple(data["gamma_places"])})
+
+
+def resolve(
+    hyperparameters: Mapping[str, Any],
+    *,
+    images: int,
+    classes: int,
+    base: BaseSummary,
+    seed: int,
+    max_steps: int = MAX_STEPS,
+    pointer: str = POINTER,
+) -> TrainSpec:
+    """The spec of a request on a dataset of so many images and classes; a field that is out of bounds is named.
+
+    The autos, and why:
+    * `batch_size` 16, 8 under 64 images: on the sizes that a job has, more steps beat wider ones at equal compute.
+    * `steps`: 300 and one more per three images up to 1,000. An adapter has about 0.1 % of the base's parameters and
+      moves it in some hundreds of steps; more images need more for each to be seen a few times.
+    * `learning_rate` ten times the base's, the paper's best; constant after a short warm-up that lets Adam's second
+      moment fill.
+    * `ema_decay` 0.999 with warm-up min(d, (1+k)/(10+k)), so that a short job's average forgets its first steps.
+    * `flip` off: mirroring is wrong for digits, letters and signs, and the caller alone knows.
+    * `class_start` mean: see `core.training.class_start` for what was measured.
+    """
+    ask = _Asker(hyperparameters, pointer)
+    ask.refuse_unknown()
+    batch_size = ask.whole("batch_size", 8 if images < 64 else 16, 1, MAX_BATCH)
+    steps = _steps(ask, images, batch_size, max_steps)
+    kind: Kind = ask.choice("layout", "difffit", ("difffit", "bitfit"))
+    options = _layout_options(ask, kind, base)
+    preview_every = ask.optional_whole("preview_every", max(1, math.ceil(steps / 4)), 1, max_steps)
+    return TrainSpec(
+        seed=_seed(seed),
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=_learning_rate(ask),
+        warmup_steps=ask.whole("warmup_steps", min(20, steps // 5), 0, max_steps),
+        layout=kind,
+        gamma_depth=options.gamma_depth,
+        gamma_places=options.gamma_places,
+        class_start=ask.choice("class_start", "mean", ("mean", "best")),
+        ema_decay=ask.real("ema_decay", 0.999, 0.0, 0.999999),
+        clip_norm=ask.real("clip_norm", 1.0, 1e-6, 1e6),
+        label_dropout=ask.real("label_dropout", 0.1, 0.0, 0.9),
+        flip=ask.flag("flip", False),
+        min_snr_gamma=ask.optional_real("min_snr_gamma", None, 0.1, 100.0),
+        metrics_every=ask.whole("metrics_every", max(1, steps // 100), 1, max_steps),
+        validation_every=ask.whole("validation_every", max(1, math.ceil(steps / 10)), 1, max_steps),
+        checkpoint_every=ask.whole("checkpoint_every", max(1, math.ceil(steps / 10)), 1, max_steps),
+        preview_every=preview_every,
+        preview_images=ask.whole("preview_images", max(4, min(classes, 8)), 1, 16),
+        preview_steps=ask.whole("preview_steps", 20, 1, 100),
+    )
+
+
+def _steps(ask: "_Asker", images: int, batch_size: int, max_steps: int) -> int:
+    if ask.is_given("n_epochs"):
+        if ask.is_given("steps"):
+            raise Invalid("steps and n_epochs exclude each other", pointer=ask.pointer("n_epochs"))
+        epochs = ask.real("n_epochs", 1.0, 1e-3, 1e6)
+        steps = max(1, math.ceil(epochs * images / batch_size))
+        if steps > max_steps:
+            raise Invalid(
+                f"n_epochs of {images} images at batch {batch_size} come to {steps} steps; at most {max_steps}",
+                pointer=ask.pointer("n_epochs"),
+            )
+        return steps
+    return ask.whole("steps", min(300 + images // 3, 1000, max_steps), 1, max_steps)
+
+
+def _learning_rate(ask: "_Asker") -> float:
+    if ask.is_given("learning_rate"):
+        if ask.is_given("learning_rate_multiplier"):
+            raise Invalid(
+                "learning_rate and learning_rate_multiplier exclude each other", pointer=ask.pointer("learning_rate")
+            )
+        return ask.real("learning_rate", 0.0, 1e-8, 1.0)
+    return BASE_LEARNING_RATE * ask.real("learning_rate_multiplier", 10.0, 1e-3, 1e4)
+
+
+def _layout_options(ask: "_Asker", kind: Kind, base: BaseSummary) -> LayoutOptions:
+    try:
+        options = LayoutOptions.resolve(kind, ask.given("gamma_depth"), ask.given("gamma_places"))
+        options.blocks(base.layers)
+    except Invalid as error:
+        raise Invalid(str(error), code=error.code, pointer=ask.pointer((error.pointer or "").strip("/"))) from error
+    return options
+
+
+def _seed(seed: object) -> int:
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+        raise Invalid(f"seed must be a whole number from 0 to {MAX_SEED}", pointer="/seed")
+    return seed
+
+
+_FIELDS = frozenset(
+    (
+        "steps n_epochs batch_size learning_rate learning_rate_multiplier warmup_steps layout gamma_depth gamma_places "
+        "class_start ema_decay clip_norm label_dropout flip min_snr_gamma metrics_every validation_every "
+        "checkpoint_every preview_every preview_images preview_steps"
+    ).split()
+)
+
+
+class _Asker:
+    """Reads one request field by field: absent, null where null means nothing, and "auto" take the default."""
+
+    def __init__(self, given: Mapping[str, Any], pointer: str) -> None:
+        self._given = given
+        self._pointer = pointer
+
+    def pointer(self, field: str) -> str:
+        return f"{self._pointer}/{field}"
+
+    def refuse_unknown(self) -> None:
+        for field in self._given:
+            if field not in _FIELDS:
+                raise Invalid(f"{field} is no hyperparameter", pointer=self.pointer(field))
+
+    def is_given(self, field: str) -> bool:
+        return self.given(field) is not None
+
+    def given(self, field: str) -> Any:
+        value = self._given.get(field)
+        return None if value == AUTO else value
+
+    def whole(self, field: str, auto: int, low: int, high: int) -> int:
+        value = self.given(field)
+        if value is None:
+            return auto
+        if type(value) is not int or not low <= value <= high:
+            raise Invalid(f"{field} must be a whole number from {low} to {high}, or auto", pointer=self.pointer(field))
+        return value
+
+    def optional_whole(self, field: str, auto: int, low: int, high: int) -> int | None:
+        """As `whole`; an explicit null switches the thing off."""
+        if field in self._given and self._given[field] is None:
+            return None
+        return self.whole(field, auto, low, high)
+
+    def real(self, field: str, auto: float, low: float, high: float) -> float:
+        value = self.given(field)
+        if value is None:
+            return auto
+        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+            raise Invalid(f"{field} must be a number from {low:g} to {high:g}, or auto", pointer=self.pointer(field))
+        return float(value)
+
+    def optional_real(self, field: str, auto: float | None, low: float, high: float) -> float | None:
+        if self.given(field) is None:
+            return auto
+        return self.real(field, 0.0, low, high)
+
+    def flag(self, field: str, auto: bool) -> bool:
+        value = self.given(field)
+        if value is None:
+            return auto
+        if type(value) is not bool:
+            raise Invalid(f"{field} must be true, false or auto", pointer=self.pointer(field))
+        return value
+
+    def choice(self, field: str, auto: Any, among: tuple[str, ...]) -> Any:
+        value = self.given(field)
+        if value is None:
+            return auto
+        if value not in among:
+            raise Invalid(f"{field} must be one of {', '.join(among)}, or auto", pointer=self.pointer(field))
+        return value

@@ -1,0 +1,265 @@
+"""Training: it learns, it touches nothing but its vector, and it goes on from any step bit for bit."""
+
+import hashlib
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from core.adapters import format as adapter_format
+from core.diffusion.base import Base
+from core.errors import Invalid
+from core.training import checkpoint
+from core.training.checkpoint import CheckpointMismatch, CorruptCheckpoint
+from core.training.class_start import choose_class_start
+from core.training.data import TrainingData
+from core.training.loop import (
+    Diverged,
+    NumericPath,
+    Trainee,
+    TrainState,
+    advance,
+    finish,
+    fit,
+    numeric_path,
+    start,
+    validation_loss,
+)
+from core.training.spec import TrainSpec
+from tests.training.jobs import make_data, make_spec
+
+
+@pytest.fixture(scope="module")
+def data(base: Base) -> TrainingData:
+    return make_data(base)
+
+
+def sha(state: TrainState, base: Base, spec: TrainSpec, data: TrainingData) -> str:
+    return hashlib.sha256(adapter_format.save(finish(state, base, spec, data))).hexdigest()
+
+
+def run(base: Base, data: TrainingData, spec: TrainSpec, state: TrainState | None = None, **options: Any) -> TrainState:
+    *_, last = fit(base, data, spec, state, **options)
+    return last.state
+
+
+@pytest.mark.parametrize("which", ["base", "latent_base"])
+@pytest.mark.parametrize("rows", ["row", "fused"])
+def test_it_learns(which: str, rows: Any, request: pytest.FixtureRequest):
+    base = request.getfixturevalue(which)
+    data = make_data(base)
+    spec = make_spec(base, steps=120, batch_size=8, learning_rate=0.01, validation_every=60)
+    before = validation_loss(base, data, spec, start(base, data, spec))
+    progress = list(fit(base, data, spec, path=numeric_path(base, spec, rows)))
+    assert [item.step for item in progress] == list(range(1, 121))
+    assert [item.step for item in progress if item.val_loss is not None] == [60, 120]
+    assert before is not None
+    assert progress[-1].val_loss < 0.8 * before
+    assert progress[-1].val_loss == validation_loss(base, data, spec, progress[-1].state)
+
+
+def test_nothing_of_the_base_is_written(base: Base, data: TrainingData):
+    weights = {name: value.clone() for name, value in base.network.state_dict().items()}
+    table = base.class_table.clone()
+    run(base, data, make_spec(base))
+    assert all(torch.equal(value, weights[name]) for name, value in base.network.state_dict().items())
+    assert torch.equal(base.class_table, table)
+    assert all(parameter.grad is None for parameter in base.network.parameters())
+
+
+def test_every_value_of_the_vector_gets_a_gradient(base: Base, data: TrainingData):
+    spec = make_spec(base, steps=1, batch_size=24, label_dropout=0.5, warmup_steps=0, clip_norm=1e6)
+    state = run(base, data, spec)
+    layout = base.layout()
+    for name, piece in layout.split(state.vector[: layout.size]).items():
+        if not name.endswith("to_k.bias"):  # a shift of all keys cancels in the softmax
+            assert piece.abs().min() > 0, name
+    assert (state.vector[layout.size :].view(4, -1).abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("rows", ["row", "fused"])
+def test_a_job_left_at_any_step_ends_in_the_same_bytes(base: Base, data: TrainingData, rows: Any):
+    spec = make_spec(base, batch_size=5, validation_every=5)
+    path = numeric_path(base, spec, rows)
+    wanted = sha(run(base, data, spec, path=path), base, spec, data)
+    for left_at in (1, 4, 5, 11, 12):
+        [*_, last] = islice(fit(base, data, spec, path=path), left_at)
+        saved = checkpoint.dump(last.state, spec.digest, data.digest, path)
+        state = checkpoint.load(saved, spec.digest, data.digest, path)
+        assert checkpoint.dump(state, spec.digest, data.digest, path) == saved
+        if left_at < spec.steps:
+            state = run(base, data, spec, state, path=path)
+        assert sha(state, base, spec, data) == wanted, left_at
+
+
+@pytest.mark.parametrize("lost", ["first", "second", "average", "step"])
+def test_a_state_that_loses_anything_ends_in_other_bytes(base: Base, data: TrainingData, lost: str):
+    spec = make_spec(base)
+    wanted = sha(run(base, data, spec), base, spec, data)
+    [*_, last] = islice(fit(base, data, spec), 5)
+    state = last.state
+    if lost == "step":
+        state.step -= 1
+    else:
+        getattr(state, lost).zero_()
+    assert sha(run(base, data, spec, state), base, spec, data) != wanted
+
+
+def test_the_seed_is_the_only_chance(base: Base, data: TrainingData):
+    spec = make_spec(base)
+    torch.manual_seed(1)
+    one = run(base, data, spec)
+    torch.manual_seed(2)
+    two = run(base, data, spec)
+    assert torch.equal(one.vector, two.vector)
+    assert not torch.equal(one.vector, run(base, data, replace(spec, seed=1)).vector)
+
+
+def test_a_checkpoint_of_something_else_is_refused_by_what_differs(base: Base, data: TrainingData):
+    spec = make_spec(base)
+    path = numeric_path(base, spec)
+    saved = checkpoint.dump(start(base, data, spec), spec.digest, data.digest, path)
+    with pytest.raises(CheckpointMismatch, match="another spec"):
+        checkpoint.load(saved, "0", data.digest, path)
+    with pytest.raises(CheckpointMismatch, match="another data"):
+        checkpoint.load(saved, spec.digest, "0", path)
+    with pytest.raises(CheckpointMismatch, match="threads 1, this run 2"):
+        checkpoint.load(saved, spec.digest, data.digest, {**path, "threads": 2})
+    for length in (0, 7, 100, len(saved) - 1):
+        with pytest.raises(CorruptCheckpoint):
+            checkpoint.load(saved[:length], spec.digest, data.digest, path)
+    adapter = adapter_format.save(finish(start(base, data, spec), base, spec, data))
+    with pytest.raises(CorruptCheckpoint, match="no checkpoint"):
+        checkpoint.load(adapter, spec.digest, data.digest, path)
+
+
+def test_a_state_of_another_size_is_refused(base: Base, data: TrainingData):
+    state = start(base, data, make_spec(base, layout="bitfit"))
+    with pytest.raises(Invalid, match="values"):
+        next(fit(base, data, make_spec(base), state))
+
+
+def test_nan_stops_the_job_and_leaves_the_last_good_state(base: Base, data: TrainingData):
+    spec = make_spec(base)
+    [*_, last] = islice(fit(base, data, spec), 3)
+    before = last.state.vector.clone()
+    poisoned = replace(data, mean=torch.full_like(data.mean, torch.nan))
+    with pytest.raises(Diverged, match="step 4") as caught:
+        next(fit(base, poisoned, spec, last.state))
+    assert caught.value.code == "diverged"
+    assert last.state.step == 3
+    assert torch.equal(last.state.vector, before)
+
+
+def test_an_absurd_rate_diverges_and_is_caught(base: Base, data: TrainingData):
+    spec = replace(make_spec(base, steps=60), learning_rate=1e30)
+    with pytest.raises(Diverged):
+        run(base, data, spec)
+
+
+def test_the_adapter_is_the_average_and_says_where_it_comes_from(base: Base, data: TrainingData):
+    spec = make_spec(base)
+    state = run(base, data, spec)
+    adapter = finish(state, base, spec, data, {"val_loss": 0.5})
+    layout = base.layout()
+    assert torch.equal(adapter.theta, state.average[: layout.size])
+    assert torch.equal(adapter.class_delta.flatten(), state.average[layout.size :])
+    assert (adapter.classes, adapter.base_fingerprint) == (data.classes, base.fingerprint)
+    assert adapter.meta["training"] == spec.to_json()
+    assert (adapter.meta["step"], adapter.meta["licence"]) == (12, "cc0-1.0")
+    assert not torch.equal(state.average, state.vector)
+
+
+def test_validation_is_comparable_over_steps(base: Base, data: TrainingData):
+    spec = make_spec(base)
+    state = start(base, data, spec)
+    first = validation_loss(base, data, spec, state)
+    state.step = 9
+    assert validation_loss(base, data, spec, state) == first
+    nothing_held = replace(data, held_out=torch.zeros(0, dtype=torch.long))
+    assert validation_loss(base, nothing_held, spec, state) is None
+
+
+@pytest.mark.parametrize(
+    "options", [{"flip": True}, {"min_snr_gamma": 5.0}, {"layout": "bitfit"}, {"class_start": "best"}]
+)
+def test_options_change_the_result(base: Base, options: dict[str, Any]):
+    specs = make_spec(base), make_spec(base, **options)
+    vectors = [run(base, make_data(base, flip=spec.flip), spec).average for spec in specs]
+    assert len(vectors[0]) != len(vectors[1]) or not torch.equal(*vectors)
+
+
+def co_train(base: Base, jobs: list[tuple[TrainingData, TrainSpec]], steps: int) -> list[TrainState | None]:
+    """All jobs in one pass a step; a job that diverges leaves."""
+    trainees = [Trainee(base, data, spec, start(base, data, spec)) for data, spec in jobs]
+    path = NumericPath.from_json(numeric_path(base, jobs[0][1]))
+    ended: dict[int, TrainState | None] = {}
+    active = dict(enumerate(trainees))
+    for _ in range(steps):
+        results = advance(base, list(active.values()), path)
+        for number, result in zip(list(active), results, strict=True):
+            if isinstance(result, Diverged):
+                ended[number] = None
+                del active[number]
+    return [ended.get(number, trainee.state) for number, trainee in enumerate(trainees)]
+
+
+def assert_same_function(base: Base, one: TrainState, two: TrainState) -> None:
+    """Equal predictions: key biases cancel in the softmax, so Adam turns the rounding of their gradients into steps."""
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    t, c_rows = torch.tensor([10, 300, 600, 900]), base.class_table[:4]
+    size = base.layout().size
+    with torch.no_grad():
+        outs = [base.forward(x, t, state.vector[:size], c_rows) for state in (one, two)]
+    torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(one.vector[size:], two.vector[size:], rtol=1e-4, atol=1e-4)
+
+
+def test_jobs_of_one_pass_equal_their_solo_runs(base: Base, data: TrainingData):
+    other = make_data(base, per_class=5, seed=9)
+    jobs = [
+        (data, make_spec(base, batch_size=4)),
+        (other, make_spec(base, batch_size=6, seed=5, learning_rate=0.003, min_snr_gamma=5.0)),
+    ]
+    for state, (own, spec) in zip(co_train(base, jobs, 1), jobs, strict=True):
+        assert state is not None
+        [alone] = islice(fit(base, own, spec), 1)
+        torch.testing.assert_close(state.first, alone.state.first, rtol=1e-4, atol=1e-6)
+    for state, (own, spec) in zip(co_train(base, jobs, 12), jobs, strict=True):
+        assert state is not None
+        assert_same_function(base, state, run(base, own, spec))
+
+
+def test_a_poisoned_job_fails_alone(base: Base, data: TrainingData):
+    poisoned = replace(data, mean=torch.full_like(data.mean, torch.nan))
+    spec = make_spec(base)
+    clean, failed = co_train(base, [(data, spec), (poisoned, replace(spec, seed=3))], 12)
+    assert failed is None
+    assert clean is not None
+    assert torch.isfinite(clean.vector).all()
+    assert_same_function(base, clean, run(base, data, spec))
+
+
+def test_a_class_of_the_base_is_found_again(base: Base):
+    """Latents that the base's own class 2 predicts best start from class 2."""
+    x0 = torch.zeros(16, 3, 8, 8)
+    labels = torch.zeros(16, dtype=torch.long)
+
+    class Loud(type(base)):
+        def forward(self, x: Any, t: Any, rows: Any, c_rows: Any, layout: Any = None) -> Any:
+            right = (c_rows == self.class_table[2]).all(1).view(-1, 1, 1, 1)
+            noise = self.schedule.noise[t.long()].view(-1, 1, 1, 1)
+            return torch.where(right, x / noise, torch.zeros_like(x))
+
+    loud = object.__new__(Loud)
+    loud.__dict__.update(base.__dict__)
+    assert choose_class_start(loud, x0, labels, 2) == (2, None)
+
+
+def test_images_reach_the_trainer_as_they_are(base: Base, data: TrainingData):
+    draw = Trainee(base, data, make_spec(base), start(base, data, make_spec(base))).draw()
+    assert np.isin(draw.x0.numpy(), data.mean.numpy()).all()
+    assert draw.t.tolist() == sorted(draw.t.tolist())

@@ -1,0 +1,93 @@
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from core.diffusion.base import Base
+from core.errors import Invalid
+from core.training.spec import POINTER, TrainSpec, resolve
+
+
+def ask(base: Base, images: int = 300, classes: int = 10, **hyperparameters: Any) -> TrainSpec:
+    return resolve(hyperparameters, images=images, classes=classes, base=base.summary, seed=7)
+
+
+def test_auto_and_absent_and_null_are_the_same(base: Base):
+    fields = ("steps", "batch_size", "learning_rate", "flip", "layout", "gamma_depth", "ema_decay")
+    assert ask(base) == ask(base, **dict.fromkeys(fields, "auto")) == ask(base, **dict.fromkeys(fields))
+    assert ask(base).learning_rate == pytest.approx(1e-3)
+    assert ask(base, learning_rate_multiplier=3).learning_rate == pytest.approx(3e-4)
+
+
+@pytest.mark.parametrize("images", [2, 50, 500, 5000])
+def test_auto_stays_within_bounds_for_any_dataset(base: Base, images: int):
+    spec = ask(base, images=images)
+    assert 300 <= spec.steps <= 1000
+    assert spec.warmup_steps < spec.steps
+    assert spec.validation_every <= spec.steps
+
+
+def test_a_spec_survives_json(base: Base):
+    for spec in (ask(base), ask(base, gamma_depth=[1, 3], gamma_places=["qkv", "mlp"]), ask(base, layout="bitfit")):
+        assert TrainSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+        assert TrainSpec.from_json(spec.to_json()).digest == spec.digest
+    assert ask(base).digest != ask(base, steps=5).digest
+
+
+def test_epochs_become_steps(base: Base):
+    assert ask(base, images=300, n_epochs=2, batch_size=32).steps == 19
+
+
+def test_an_explicit_null_switches_previews_off(base: Base):
+    assert ask(base, preview_every=None).preview_every is None
+    assert ask(base).preview_every is not None
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "field"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"steps": 2**31}, "steps"),
+        ({"steps": True}, "steps"),
+        ({"steps": 10.0}, "steps"),
+        ({"steps": "10"}, "steps"),
+        ({"batch_size": 257}, "batch_size"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"learning_rate": float("inf")}, "learning_rate"),
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"learning_rate": 0.1, "learning_rate_multiplier": 2}, "learning_rate"),
+        ({"learning_rate_multiplier": -1}, "learning_rate_multiplier"),
+        ({"n_epochs": 2, "steps": 5}, "n_epochs"),
+        ({"n_epochs": 1e6}, "n_epochs"),
+        ({"layout": "lora"}, "layout"),
+        ({"gamma_depth": "deep"}, "gamma_depth"),
+        ({"gamma_depth": [0, 99]}, "gamma_depth"),
+        ({"gamma_places": ["nose"]}, "gamma_places"),
+        ({"layout": "bitfit", "gamma_depth": "all"}, "gamma_depth"),
+        ({"flip": 1}, "flip"),
+        ({"label_dropout": 1.0}, "label_dropout"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"class_start": "worst"}, "class_start"),
+        ({"class_start": ["mean"]}, "class_start"),
+        ({"rank": 8}, "rank"),
+    ],
+    ids=str,
+)
+def test_a_field_out_of_bounds_is_named(base: Base, hyperparameters: dict[str, Any], field: str):
+    with pytest.raises(Invalid) as caught:
+        ask(base, **hyperparameters)
+    assert caught.value.pointer == f"{POINTER}/{field}"
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, True, 1.5])
+def test_a_seed_out_of_bounds_is_named(base: Base, seed: Any):
+    with pytest.raises(Invalid) as caught:
+        resolve({}, images=10, classes=1, base=base.summary, seed=seed)
+    assert caught.value.pointer == "/seed"
+
+
+def test_resolving_needs_no_torch():
+    code = "import sys, core.training.spec; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
