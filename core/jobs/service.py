@@ -20,7 +20,7 @@ from core.errors import Conflict, DomainError, OverQuota
 from core.jobs.repository import JobRepository
 from core.jobs.states import TERMINAL, UNFINISHED, Status, move
 from core.models import Adapter, Checkpoint, Dataset, Job, JobEvent, JobMetric, Preview, Tenant
-from core.training.spec import TrainSpec, resolve
+from core.training.spec import MAX_STEPS, TrainSpec, resolve
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def create_job(
     seed: int = 0,
     labels: dict[str, str] | None = None,
     max_queued: int = 100,
-    max_steps: int = 20_000,
+    max_steps: int = MAX_STEPS,
 ) -> Job:
     """Queue a fine-tune on one of the tenant's own datasets. Raises NotFound, Conflict, Invalid or OverQuota."""
     dataset = DatasetRepository(session, tenant_id).get(dataset_id, pointer="/training_file")
@@ -176,7 +176,7 @@ def claim(session: Session, worker: str, lease_seconds: float, catalog: Catalog)
     if job.spec is None:  # it was created before its dataset was known
         base = catalog.get(job.model)
         try:
-            spec = _resolve(job.request, dataset, base, job.seed, None)
+            spec = _resolve(job.request, dataset, base, job.seed)
         except DomainError as error:
             _fail_queued(session, job, error)
             return None
@@ -390,11 +390,10 @@ def old_checkpoints(session: Session, keep: int) -> list[Checkpoint]:
 
 
 def _resolve(
-    hyperparameters: dict[str, Any], dataset: Dataset, base: BaseSummary, seed: int, max_steps: int | None
+    hyperparameters: dict[str, Any], dataset: Dataset, base: BaseSummary, seed: int, max_steps: int = MAX_STEPS
 ) -> TrainSpec:
     counts = [item["count"] for item in dataset.classes or []] or [2]
-    limits = {} if max_steps is None else {"max_steps": max_steps}
-    return resolve(hyperparameters, images=sum(counts), classes=len(counts), base=base, seed=seed, **limits)
+    return resolve(hyperparameters, images=sum(counts), classes=len(counts), base=base, seed=seed, max_steps=max_steps)
 
 
 def _admit(session: Session, tenant_id: str, max_queued: int) -> None:
