@@ -134,7 +134,8 @@ def _centre_square(picture: Image.Image, size: int) -> Image.Image:
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     method = Image.Resampling.LANCZOS if side > size else Image.Resampling.BICUBIC
-    return picture.resize((size, size), method, box=(left, top, left + side, top + side))
+    # Cut first: a resize by `box` would let in what lies beside it.
+    return picture.crop((left, top, left + side, top + side)).resize((size, size), method)
 
 
 def _source(pack: Path | bytes) -> Path | io.BytesIO:

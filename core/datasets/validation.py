@@ -40,12 +40,12 @@ def validate(
     may be extended there); what it raises stops the child. Raises `Unavailable` where the trouble is ours.
     """
     limits = limits or Limits()
+    part = out.absolute().with_name(out.name + ".part")
+    part.unlink(missing_ok=True)
     try:
         quick_check(archive, limits)
     except Refused as refusal:
         return Report.error(refusal.code, str(refusal))
-    part = out.absolute().with_name(out.name + ".part")
-    part.unlink(missing_ok=True)
     request = {
         "archive": str(archive.absolute()),
         "out": str(part),

@@ -204,9 +204,9 @@ class ZipReader:
                     "overlapping_entries",
                     f"{shown} shares bytes with {quoted(previous.raw_name) if previous else 'another'}",
                 )
-            _check_gap(entry.offset - end, previous, shown)
             if entry.offset + _LOCAL.size > directory_offset:
                 raise Refused("truncated", f"{shown} lies outside of the archive")
+            _check_gap(entry.offset - end, previous, shown)
             self._file.seek(entry.offset)
             signature, _, flags, method, _, _, _, _, _, name_length, extra_length = _LOCAL.unpack(
                 self._file.read(_LOCAL.size)
