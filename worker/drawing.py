@@ -70,7 +70,10 @@ class Drawing:
 
     def step(self) -> int:
         """One denoising step of every engine that has rows; how many rows moved."""
-        return sum(engine.step() for engine in self._runtime.engines())
+        rows = sum(engine.step() for engine in self._runtime.engines())
+        if rows:
+            faults.point("mid_sample")
+        return rows
 
     def harvest(self) -> None:
         """Hand finished requests to the pool, and forget those that are delivered."""

@@ -55,6 +55,11 @@ class Runtime:
         self._prepared: OrderedDict[tuple[object, ...], TrainingData] = OrderedDict()
         torch.set_num_threads(services.settings.threads)
 
+    def close(self) -> None:
+        for device in self._devices.values():
+            device.engine.close()
+        self.pool.shutdown()
+
     def device(self, model: str) -> Device:
         """The base of that name, loaded when first asked for."""
         if model not in self._devices:

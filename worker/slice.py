@@ -305,6 +305,7 @@ class Slice:
             jobs.charge(session, plan.tenant_id, self._unpaid)
             published = jobs.finish(session, plan, row, metrics)
         if published:
+            faults.point("after_succeeded")
             log.info("job.succeeded", adapter_id=adapter_id, sha256=digest, bytes=len(data))
             self._services.nudges.announce(plan.job_id)
             self._end()

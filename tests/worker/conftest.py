@@ -1,0 +1,50 @@
+"""A device worker's insides, driven in this process: no Celery, a tiny base, SQLite and a folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.bases import Catalog
+from core.db import migrate
+from core.db.session import Database
+from core.nudges import Nudges
+from core.settings import Settings
+from core.storage import open_store
+from tests.conftest import make_settings
+from tests.diffusion.tiny import make_pipeline
+from tests.worker.shop import Shop
+from worker.runtime import Runtime
+from worker.services import Services
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("worker-bases") / "tiny-dit"
+    make_pipeline(folder, classes=4)
+    return folder
+
+
+@pytest.fixture
+def shop_settings(tmp_path: Path, tiny_base: Path) -> Settings:
+    """A lease that ends at once when nobody extends it, and slices that never do."""
+    return make_settings(tmp_path / "data", bases=[str(tiny_base)], lease_seconds=2, slice_seconds=600)
+
+
+@pytest.fixture
+def shop(shop_settings: Settings) -> Iterator[Shop]:
+    """One tenant with one validated dataset, and a runtime to work on its jobs."""
+    migrate.upgrade(shop_settings.database)
+    services = Services(
+        settings=shop_settings,
+        database=Database(shop_settings.database),
+        store=open_store(shop_settings),
+        nudges=Nudges(shop_settings.broker),
+        catalog=Catalog(shop_settings.bases),
+        worker="this process",
+    )
+    runtime = Runtime(services)
+    yield Shop.opened(services, runtime)
+    runtime.close()
+    services.nudges.close()
+    services.database.close()

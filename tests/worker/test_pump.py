@@ -1,0 +1,208 @@
+"""The device worker: what it makes, and what is left of it when it dies at any instant."""
+
+import hashlib
+import io
+import os
+
+import pytest
+from PIL import Image
+from sqlalchemy import select, update
+
+from core.jobs import service as jobs
+from core.models import Checkpoint, Job, JobMetric, Preview
+from tests.worker.shop import Shop
+
+KILLED = -9
+
+# Every instant of a job at which its process may die; the number is the passing that dies.
+CRASH_POINTS = [
+    "dataset_loaded:1",
+    "after_step:1",
+    "after_step:7",
+    "after_step:12",
+    "object_put:2",
+    "before_pointer_commit:2",
+    "after_pointer_commit:2",
+    "final_put:1",
+    "before_succeeded:1",
+    "after_succeeded:1",
+]
+
+
+def test_a_job_ends_in_one_adapter_whose_bytes_the_database_names(shop: Shop) -> None:
+    job_id = shop.job(preview_every=6)
+    shop.pump()
+    job = shop.get_job(job_id)
+    assert (job.status, job.step, job.attempt) == ("succeeded", 12, 1)
+    [adapter] = shop.adapters(job_id)
+    data = shop.services.store.get(adapter.object_key)
+    assert hashlib.sha256(data).hexdigest() == adapter.sha256
+    with shop.services.database.read() as session:
+        metrics = session.scalars(select(JobMetric).where(JobMetric.job_id == job_id)).all()
+        previews = session.scalars(select(Preview).where(Preview.job_id == job_id).order_by(Preview.step)).all()
+    assert [metric.step for metric in metrics] == list(range(1, 13))
+    assert [preview.step for preview in previews] == [6, 12]
+    strip = Image.open(io.BytesIO(shop.services.store.get(previews[-1].object_key)))
+    assert strip.width == strip.height * len(previews[-1].classes)
+    assert job.device_seconds > 0
+
+
+def test_a_job_killed_at_any_point_ends_in_the_same_bytes(shop: Shop) -> None:
+    undisturbed = shop.job()
+    shop.pump()
+    [reference] = shop.adapters(undisturbed)
+    for fault in CRASH_POINTS:
+        job_id = shop.job()
+        assert shop.pump_elsewhere(f"{fault}:kill") == KILLED, f"{fault} was not passed"
+        shop.lose_leases()
+        shop.pump()
+        job = shop.get_job(job_id)
+        [adapter] = shop.adapters(job_id)
+        assert (fault, job.status, adapter.sha256) == (fault, "succeeded", reference.sha256)
+
+
+def test_losing_the_moments_is_seen_in_the_bytes(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control of the test above: what it relies on would show if it broke."""
+    from core.training import checkpoint
+
+    undisturbed = shop.job()
+    shop.pump()
+    job_id = shop.job()
+    assert shop.pump_elsewhere("after_step:7:kill") == KILLED
+    shop.lose_leases()
+    whole = checkpoint.load
+
+    def without_moments(*args: object, **options: object) -> object:
+        state = whole(*args, **options)  # type: ignore[arg-type]
+        state.first.zero_()
+        return state
+
+    monkeypatch.setattr(checkpoint, "load", without_moments)
+    shop.pump()
+    assert shop.adapters(job_id)[0].sha256 != shop.adapters(undisturbed)[0].sha256
+
+
+def test_an_attempt_that_lost_its_job_writes_nothing_more(shop: Shop) -> None:
+    job_id = shop.job()
+    with shop.services.database.write() as session:
+        old = jobs.claim(session, "old", 60, shop.services.catalog)
+    assert old is not None
+    shop.lose_leases()
+    shop.pump()
+    before = shop.get_job(job_id)
+    with shop.services.database.write() as session:
+        standing = jobs.report(session, old, step=3, progress={"step": 3}, device_seconds=1)
+        assert not standing.held
+        assert not jobs.add_checkpoint(session, old, step=3, key="k", sha256="s", size=1, metrics={})
+        assert not jobs.fail(session, old, code="late", message="late")
+        assert not jobs.yield_back(session, old)
+    after = shop.get_job(job_id)
+    assert (after.status, after.step, after.updated_at) == (before.status, before.step, before.updated_at)
+
+
+def test_an_unreadable_checkpoint_gives_way_to_the_one_before(shop: Shop) -> None:
+    undisturbed = shop.job()
+    shop.pump()
+    job_id = shop.job()
+    assert shop.pump_elsewhere("after_step:11:kill") == KILLED
+    with shop.services.database.read() as session:
+        newest = session.scalars(
+            select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.step.desc())
+        ).first()
+    assert newest is not None
+    assert newest.step == 8
+    data = bytearray(shop.services.store.get(newest.object_key))
+    data[-1] ^= 1
+    shop.services.store.put(newest.object_key, bytes(data))
+    shop.lose_leases()
+    shop.pump()
+    assert "Checkpoint of step 8 is unreadable: going back" in shop.messages(job_id)
+    assert shop.adapters(job_id)[0].sha256 == shop.adapters(undisturbed)[0].sha256
+
+
+def test_a_corrupt_dataset_fails_its_job_with_its_code(shop: Shop) -> None:
+    job_id = shop.job()
+    with shop.services.database.read() as session:
+        from core.models import Dataset
+
+        pack = session.get_one(Dataset, shop.dataset_id).pack_key
+    shop.services.store.put(pack or "", b"other bytes")
+    shop.pump()
+    job = shop.get_job(job_id)
+    assert (job.status, (job.error or {})["code"]) == ("failed", "dataset_corrupt")
+    assert shop.adapters(job_id) == []
+
+
+def test_a_job_that_diverges_publishes_nothing(shop: Shop) -> None:
+    job_id = shop.job(learning_rate=1.0, steps=200, clip_norm=1e6, warmup_steps=0)
+    with shop.services.database.write() as session:
+        spec = dict(shop.get_job(job_id).spec or {}) | {"learning_rate": 1e30}
+        session.execute(update(Job).where(Job.id == job_id).values(spec=spec))
+    shop.pump()
+    job = shop.get_job(job_id)
+    assert (job.status, (job.error or {})["code"]) == ("failed", "diverged")
+    assert shop.adapters(job_id) == []
+
+
+def test_a_job_that_kills_its_worker_each_time_is_given_up(shop: Shop) -> None:
+    job_id = shop.job()
+    for _ in range(shop.services.settings.max_attempts):
+        assert shop.pump_elsewhere("dataset_loaded:1:kill") == KILLED
+        shop.lose_leases()
+    job = shop.get_job(job_id)
+    assert (job.status, (job.error or {})["code"]) == ("failed", "crashed")
+
+
+def test_an_image_does_not_depend_on_what_shares_its_batch(shop: Shop) -> None:
+    job_id = shop.job()
+    shop.pump()
+    [adapter] = shop.adapters(job_id)
+    alone = [shop.sample(), shop.sample(adapter.id, prompt="disc")]
+    for sample_id in alone:
+        shop.pump()
+        assert shop.get_sample(sample_id).status in ("succeeded", "queued")
+    shop.pump()
+    together = [shop.sample(steps=4), shop.sample(adapter.id, prompt="disc"), shop.sample(steps=9)]
+    shop.pump()
+    pictures = [_picture(shop, sample_id) for sample_id in (*alone, *together[:2])]
+    assert pictures[0] == pictures[2]
+    assert pictures[1] == pictures[3]
+    assert (shop.get_sample(together[1]).stats or {})["distinct_adapters"] == 2
+
+
+def test_an_adapter_that_is_gone_fails_its_own_request_alone(shop: Shop) -> None:
+    job_id = shop.job()
+    shop.pump()
+    [adapter] = shop.adapters(job_id)
+    shop.services.store.delete(adapter.object_key)
+    lost, fine = shop.sample(adapter.id, prompt="disc"), shop.sample()
+    shop.pump()
+    assert shop.get_sample(lost).status == "failed"
+    assert (shop.get_sample(lost).error or {})["code"] == "object_missing"
+    assert shop.get_sample(fine).status == "succeeded"
+
+
+def test_a_png_says_how_to_draw_it_again(shop: Shop) -> None:
+    sample_id = shop.sample(prompt="circle", seed=11)
+    shop.pump()
+    [image] = shop.get_sample(sample_id).images or []
+    text = Image.open(io.BytesIO(shop.services.store.get(image["key"]))).text  # type: ignore[attr-defined]
+    assert '"seed": 11' in text["settings"]
+    assert text["base"] == "tiny-dit"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a killed process needs POSIX signals")
+def test_a_request_whose_worker_died_is_drawn_by_the_next(shop: Shop) -> None:
+    sample_id = shop.sample()
+    assert shop.pump_elsewhere("mid_sample:1:kill") == KILLED
+    assert shop.get_sample(sample_id).status == "running"
+    shop.lose_leases()
+    shop.pump()
+    found = shop.get_sample(sample_id)
+    assert (found.status, found.attempt) == ("succeeded", 2)
+
+
+def _picture(shop: Shop, sample_id: str) -> bytes:
+    [image] = shop.get_sample(sample_id).images or []
+    pixels = Image.open(io.BytesIO(shop.services.store.get(image["key"])))
+    return pixels.tobytes()
