@@ -46,7 +46,7 @@ class Settings(BaseSettings):
         description="DiTPipeline folders or hub names, comma-separated; the first is the default.",
     )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
-    threads: int = Field(1, ge=1, description="CPU threads of a device worker; bit-exact resume needs the same count.")
+    threads: int = Field(0, ge=0, description="CPU threads of a device worker; 0 takes every core.")
     role: Role = Field("both", description="What a device worker does: `both`, `train` or `sample`.")
     bank_slots: int = Field(32, ge=2, description="Adapters that the bank on the device holds, the base included.")
     max_batch_rows: int = Field(32, ge=1, description="Rows of one denoising forward pass.")
@@ -82,6 +82,10 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+    @property
+    def cpu_threads(self) -> int:
+        return self.threads or os.cpu_count() or 1
 
     @property
     def database(self) -> str:

@@ -6,13 +6,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import structlog
-from core.sampling.engine import Sampled
-from core.sampling.request import SampleRequest
 
 from core import faults
 from core.errors import DomainError, Unavailable
 from core.samples import service as samples
 from core.samples.service import SamplePlan
+from core.sampling.engine import Sampled
+from core.sampling.request import SampleRequest
 from core.storage import keys
 from worker.pictures import encode_png
 from worker.runtime import Runtime

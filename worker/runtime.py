@@ -13,7 +13,6 @@ from pathlib import Path
 
 import structlog
 import torch
-from core.sampling.engine import Engine
 
 from core.adapters import format as adapter_format
 from core.datasets.pack import read_pack
@@ -23,6 +22,7 @@ from core.diffusion.families import load_base
 from core.diffusion.layout import AdapterLayout
 from core.errors import DomainError, Unavailable
 from core.jobs.service import Plan
+from core.sampling.engine import Engine
 from core.training.data import TrainingData, prepare
 from worker.services import Services, get_services
 
@@ -53,7 +53,7 @@ class Runtime:
         self._keys: dict[str, str] = {}  # adapter digest to object key, as claims told us
         self._held: dict[str, Adapter] = {}  # adapters of running jobs, for previews
         self._prepared: OrderedDict[tuple[object, ...], TrainingData] = OrderedDict()
-        torch.set_num_threads(services.settings.threads)
+        torch.set_num_threads(services.settings.cpu_threads)
 
     def close(self) -> None:
         for device in self._devices.values():

@@ -8,23 +8,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from core.sampling.engine import Sampled
-from core.sampling.request import SampleRequest
+import torch
 
 from core import faults
 from core.adapters import format as adapter_format
 from core.adapters import service as adapters
+from core.diffusion.base import Base
 from core.errors import DomainError, Unavailable
 from core.ids import new_id
 from core.jobs import service as jobs
 from core.jobs.service import Plan, Standing
 from core.models import Adapter as AdapterRow
 from core.models import Tenant
+from core.sampling.engine import Sampled
+from core.sampling.request import SampleRequest
 from core.storage import keys
 from core.storage.base import ObjectMissing
 from core.training import checkpoint
 from core.training.data import TrainingData
 from core.training.loop import Diverged, Progress, TrainState, finish, fit, numeric_path, start
+from core.training.spec import TrainSpec
 from worker.pictures import encode_png, strip
 from worker.runtime import CorruptObject, Runtime, retried
 
@@ -111,16 +114,23 @@ class Slice:
         data = self._runtime.prepared(self.plan)
         faults.point("dataset_loaded")
         base, spec = self._device.base, self.plan.spec
-        here = numeric_path(base, spec)
-        path = self.plan.numeric_path or here
-        if self.plan.numeric_path is None:
-            with self._services.database.write() as session:
-                jobs.fix_numeric_path(session, self.plan, path)
-        elif path != here:
-            log.warning("job.numeric_path_changed", fixed=path, here=here)
+        path = self._fix_path(base, spec)
         state = self._load_checkpoint(data, path) or start(base, data, spec)
         self._unpaid += time.monotonic() - began
         return _Run(data, path, state, iter(fit(base, data, spec, state, path)), body={})
+
+    def _fix_path(self, base: Base, spec: TrainSpec) -> Mapping[str, Any]:
+        """The job's own numeric path where an earlier claim fixed one, with its thread count; else this machine's."""
+        if self.plan.numeric_path is None:
+            path = numeric_path(base, spec)
+            with self._services.database.write() as session:
+                jobs.fix_numeric_path(session, self.plan, path)
+            return path
+        path = self.plan.numeric_path
+        torch.set_num_threads(path["threads"])
+        if path != (here := numeric_path(base, spec)):
+            log.warning("job.numeric_path_changed", fixed=path, here=here)
+        return path
 
     def _seen(self, run: _Run, progress: Progress) -> None:
         """After a step: report, checkpoint, preview, and stop where that was asked for."""
@@ -338,6 +348,7 @@ class Slice:
             for future in futures:
                 future.cancel()
         self._previews = []
+        torch.set_num_threads(self._services.settings.cpu_threads)
         self.is_over = True
 
 
