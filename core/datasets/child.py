@@ -47,6 +47,7 @@ def answer(archive: Path, out: Path, limits: Limits, class_name: str) -> dict[st
         nonlocal current
         current = name
         say({"reading": name})
+        signal.setitimer(signal.ITIMER_PROF, limits.image_cpu_seconds)  # its signal ends us, in the midst of C code too
 
     try:
         with out.open("xb") as file:

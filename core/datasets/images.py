@@ -97,7 +97,7 @@ def read_picture(data: bytes, name: str, limits: Limits) -> Picture:
         except (Refused, Rejected, MemoryError):
             raise
         except Image.DecompressionBombError:
-            raise _too_large(name, "far more", limits) from None
+            raise _too_large(name, "far too many", limits) from None
         except Exception as error:  # parsers raise what they like: struct.error, SyntaxError, ValueError, OSError, …
             raise Rejected("decode_failed", f"cannot be decoded as {kind} ({type(error).__name__})") from None
 

@@ -20,6 +20,7 @@ class Limits:
     max_pack_bytes: int = 4 * 1024**3
     wall_seconds: float = 600.0
     cpu_seconds: int = 540
+    image_cpu_seconds: float = 30.0
     memory_bytes: int = 1536 * 1024**2
 
     def to_json(self) -> dict[str, Any]:

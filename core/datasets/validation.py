@@ -70,8 +70,8 @@ def _judge(outcome: sandbox.Outcome, limits: Limits) -> Report:
     reading = next((message["reading"] for message in reversed(messages) if "reading" in message), None)
     where = f"reading {quoted(reading)}" if reading else "reading the archive"
     last = messages[-1] if messages else {}
-    if outcome.returncode == 0 and "report" in last:
-        return Report.from_json(last["report"])
+    if outcome.returncode == 0 and "report" in last and (report := _report(last["report"])):
+        return report
     if outcome.returncode == 0 and "unavailable" in last:
         raise ValidationInterrupted(f"the dataset's pack could not be written ({last['unavailable']})")
     if outcome.timed_out or outcome.signal == signal.SIGALRM:
@@ -82,6 +82,9 @@ def _judge(outcome: sandbox.Outcome, limits: Limits) -> Report:
         return Report.error(
             "too_slow", f"{where} took more than {limits.cpu_seconds} CPU seconds; send fewer or smaller images"
         )
+    if outcome.signal == signal.SIGPROF:
+        fault = f"took more than {limits.image_cpu_seconds:g} CPU seconds; remove that file or save it anew"
+        return Report.error("too_slow", f"{where} {fault}")
     if outcome.signal in _PARSER_CRASHES:
         return Report.error("decode_failed", f"{where} crashed the decoder; remove that file or save it anew")
     if outcome.signal is not None and not outcome.too_long:
@@ -93,6 +96,16 @@ def _judge(outcome: sandbox.Outcome, limits: Limits) -> Report:
 
 
 def _messages(stdout: bytes) -> list[dict[str, Any]]:
-    """The child's whole lines; the last may be cut where it died."""
-    lines = stdout.split(b"\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """The child's whole lines (the last may be cut where it died), or none if a broken decoder wrote into them."""
+    try:
+        messages = [json.loads(line) for line in stdout.split(b"\n")[:-1]]
+    except ValueError:
+        return []
+    return [message for message in messages if isinstance(message, dict)]
+
+
+def _report(data: dict[str, Any]) -> Report | None:
+    try:
+        return Report.from_json(data)
+    except (KeyError, TypeError, AttributeError):
+        return None

@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from core.datasets.limits import Limits
 from core.datasets.pack import read_manifest
@@ -117,6 +118,7 @@ def test_a_decoder_that_crashes_names_its_image_and_spares_us(tmp_path: Path, mi
     [
         ("sleep", Limits(wall_seconds=1.0), "too_slow"),
         ("spin", Limits(cpu_seconds=1), "too_slow"),
+        ("spin", Limits(image_cpu_seconds=0.2), "too_slow"),
         ("hog", Limits(memory_bytes=512 * 1024**2), "too_much_memory"),
         ("flood", Limits(), "unreadable"),
         ("bug", Limits(), "unreadable"),
@@ -205,6 +207,17 @@ def test_the_largest_pictures_fit_the_memory_that_a_dataset_may_use(tmp_path: Pa
     large = encode(picture(0, (2000, 2000), mode), kind)
     report = validate(upload(tmp_path, zip_of({f"a.{kind.lower()}": large, "b.png": png()})), tmp_path / "pack", limits)
     assert report.images == 2
+
+
+def test_a_jpeg_of_endless_scans_is_stopped_in_the_midst_of_its_decoding(tmp_path: Path) -> None:
+    """Each of its scans is a few bytes and makes the decoder pass over all of its pixels once more."""
+    jpeg = encode(Image.new("L", (3000, 3000)), "JPEG", progressive=True, quality=5)
+    scan = jpeg[jpeg.rfind(b"\xff\xda") : -2]
+    bomb = jpeg[:-2] + scan * 5000 + b"\xff\xd9"
+    assert len(bomb) < 200_000
+    archive = upload(tmp_path, zip_of({**some(), "cats/scans.jpg": bomb}))
+    report = validate(archive, tmp_path / "pack", Limits(image_cpu_seconds=0.5))
+    assert (report.code, "cats/scans.jpg" in str(report.detail)) == ("too_slow", True)
 
 
 def test_an_archive_over_its_limit_is_refused_unread(tmp_path: Path) -> None:

@@ -195,6 +195,59 @@ def test_absurd_zip64_numbers_are_refused(judge: Judge, number: int) -> None:
     assert judge(raw_zip([entry])).code == "malformed_archive"
 
 
+class Pipe(io.RawIOBase):
+    """A sink that cannot seek, as a zip streamed over a network has it."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes, /) -> int:
+        self.data += data
+        return len(data)
+
+
+@pytest.mark.parametrize("force_zip64", [False, True])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("seekable", [False, True])
+def test_streamed_and_zip64_entries_of_other_writers_are_read(
+    judge: Judge, force_zip64: bool, method: int, seekable: bool
+) -> None:
+    sink = io.BytesIO() if seekable else Pipe()
+    with zipfile.ZipFile(sink, "w", method) as archive:
+        for name, data in some().items():
+            with archive.open(name, "w", force_zip64=force_zip64) as entry:
+                entry.write(data)
+    made = sink.getvalue() if isinstance(sink, io.BytesIO) else bytes(sink.data)
+    assert judge(made).images == 3
+
+
+def test_numbers_that_stand_in_the_zip64_field_are_read_from_there(judge: Judge) -> None:
+    data = png(1)
+    extra = struct.pack("<2H", 0x9999, 2) + b"xx" + struct.pack("<2H3Q", 1, 24, len(data), len(data), 0)
+    entry = Raw(b"1.png", data, size=2**32 - 1, packed_size=2**32 - 1, extra=extra)
+    archive = bytearray(raw_zip([entry, Raw(b"2.png", png(2))]))
+    at = archive.find(b"PK\1\2")
+    archive[at + 42 : at + 46] = b"\xff" * 4
+    assert judge(bytes(archive)).images == 2
+
+
+def test_a_part_of_a_split_zip_is_refused(judge: Judge) -> None:
+    archive = bytearray(zip_of(some()))
+    archive[-18:-14] = struct.pack("<2H", 1, 1)
+    assert judge(bytes(archive)).code == "unsupported_compression"
+
+
+def test_a_zip64_end_that_is_not_where_it_should_be_is_refused(judge: Judge) -> None:
+    plain = zip_of(some())
+    size, offset = struct.unpack("<2L", plain[-10:-2])
+    archive = bytearray(zip64_end(plain, entries=3, size=size, offset=offset))
+    archive[-34:-26] = struct.pack("<Q", 5)
+    assert judge(bytes(archive)).code == "malformed_archive"
+
+
 def test_an_honest_zip64_end_is_read(judge: Judge) -> None:
     plain = zip_of(some())
     size, offset = struct.unpack("<2L", plain[-10:-2])
