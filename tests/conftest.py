@@ -14,9 +14,11 @@ from uuid import uuid4
 
 import pytest
 
+from core.bases import Catalog
 from core.db import migrate
 from core.db.session import Database
 from core.settings import Settings
+from tests.rows import make_catalog
 from tests.servers import Postgres, SeaweedFS, Valkey
 
 # The developer's own service must not reach into the tests, nor into the processes that they start.
@@ -116,6 +118,12 @@ def database(database_url: str) -> Iterator[Database]:
     database = Database(database_url)
     yield database
     database.close()
+
+
+@pytest.fixture(scope="session")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    """One base, known by its configs alone: for tests that never load it."""
+    return make_catalog(tmp_path_factory.mktemp("bases"))
 
 
 @pytest.fixture

@@ -13,8 +13,12 @@ class DatasetRepository:
         self._session = session
         self._tenant_id = tenant_id
 
-    def get(self, dataset_id: str, pointer: str | None = None) -> Dataset:
-        found = self._session.scalar(self._own().where(Dataset.id == dataset_id))
+    def get(self, dataset_id: str, pointer: str | None = None, *, lock: bool = False) -> Dataset:
+        """`lock` keeps the row as it is until the transaction ends; SQLite has no need, its writers are alone."""
+        query = self._own().where(Dataset.id == dataset_id)
+        if lock:
+            query = query.with_for_update(key_share=True).execution_options(populate_existing=True)
+        found = self._session.scalar(query)
         if found is None:
             raise NotFound(f"no file {dataset_id}", pointer=pointer)
         return found

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import Update
 
@@ -58,7 +58,7 @@ def create_dataset(
 
 def delete_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
     """Hide it now; upkeep removes its bytes. An unfinished job on it stands in the way."""
-    dataset = DatasetRepository(session, tenant_id).get(dataset_id)
+    dataset = DatasetRepository(session, tenant_id).get(dataset_id, lock=True)
     using = select(Job.id).where(Job.dataset_id == dataset.id, Job.status.in_(UNFINISHED)).limit(1)
     if job_id := session.scalar(using):
         raise Conflict(f"job {job_id} still needs this file: cancel it or let it end first", code="file_in_use")
@@ -69,8 +69,7 @@ def delete_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset
 def claim(session: Session, worker: str, lease_seconds: float) -> ValidationPlan | None:
     """The oldest dataset that nobody validates, or None."""
     moment = now(session)
-    free = (Dataset.lease_until.is_(None)) | (Dataset.lease_until < moment)
-    waiting = (Dataset.status == "uploaded", Dataset.deleted_at.is_(None), free)
+    waiting = _waiting()
     oldest = select(Dataset.id).where(*waiting).order_by(Dataset.created_at).limit(1)
     oldest = oldest.with_for_update(skip_locked=True)
     taken = (
@@ -82,7 +81,7 @@ def claim(session: Session, worker: str, lease_seconds: float) -> ValidationPlan
     row = session.scalar(taken)
     if row is None:
         return None
-    return ValidationPlan(row.id, row.tenant_id, row.filename, row.sha256, row.object_key, row.attempt)
+    return _plan(row)
 
 
 def extend(session: Session, plan: ValidationPlan, lease_seconds: float) -> bool:
@@ -130,17 +129,26 @@ def release(session: Session, plan: ValidationPlan) -> None:
 
 
 def sweep(session: Session, max_attempts: int) -> bool:
-    """Give up datasets whose workers died too often. True when any dataset waits for a worker."""
-    moment = now(session)
-    lost = (Dataset.status == "uploaded", Dataset.lease_until < moment)
-    for dataset in session.scalars(select(Dataset).where(*lost, Dataset.attempt >= max_attempts)):
-        plan = ValidationPlan(
-            dataset.id, dataset.tenant_id, dataset.filename, dataset.sha256, dataset.object_key, dataset.attempt
-        )
-        give_up(session, plan, code="crashed", detail=f"validation crashed {dataset.attempt} times")
-    free = (Dataset.lease_until.is_(None)) | (Dataset.lease_until < moment)
-    waiting = (Dataset.status == "uploaded", Dataset.deleted_at.is_(None), free)
-    return session.scalar(select(Dataset.id).where(*waiting).limit(1)) is not None
+    """Take back datasets whose lease ran out, and give up at the limit. True when any dataset waits for a worker."""
+    lost = select(Dataset).where(Dataset.status == "uploaded", Dataset.lease_until < now(session))
+    lost = lost.with_for_update(skip_locked=True).execution_options(populate_existing=True)
+    for dataset in session.scalars(lost).all():
+        dataset.crashes += 1
+        dataset.lease_until = None
+        session.flush()
+        if dataset.crashes >= max_attempts:
+            detail = f"validation crashed {dataset.crashes} times"
+            give_up(session, _plan(dataset), code="crashed", detail=detail)
+    return session.scalar(select(Dataset.id).where(*_waiting()).limit(1)) is not None
+
+
+def _waiting() -> tuple[ColumnElement[bool], ...]:
+    """A lease that ran out waits for `sweep`, which counts it: a dataset that kills its workers must come to an end."""
+    return Dataset.status == "uploaded", Dataset.deleted_at.is_(None), Dataset.lease_until.is_(None)
+
+
+def _plan(row: Dataset) -> ValidationPlan:
+    return ValidationPlan(row.id, row.tenant_id, row.filename, row.sha256, row.object_key, row.attempt)
 
 
 def _held(plan: ValidationPlan) -> Update:

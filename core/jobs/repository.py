@@ -15,8 +15,12 @@ class JobRepository:
         self._session = session
         self._tenant_id = tenant_id
 
-    def get(self, job_id: str, pointer: str | None = None) -> Job:
-        found = self._session.scalar(self._own().where(Job.id == job_id))
+    def get(self, job_id: str, pointer: str | None = None, *, lock: bool = False) -> Job:
+        """`lock` keeps the row as it is until the transaction ends; SQLite has no need, its writers are alone."""
+        query = self._own().where(Job.id == job_id)
+        if lock:
+            query = query.with_for_update(key_share=True).execution_options(populate_existing=True)
+        found = self._session.scalar(query)
         if found is None:
             raise NotFound(f"no fine-tuning job {job_id}", pointer=pointer)
         return found

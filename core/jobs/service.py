@@ -67,7 +67,8 @@ def create_job(
     max_steps: int = MAX_STEPS,
 ) -> Job:
     """Queue a fine-tune on one of the tenant's own datasets. Raises NotFound, Conflict, Invalid or OverQuota."""
-    dataset = DatasetRepository(session, tenant_id).get(dataset_id, pointer="/training_file")
+    # Locked: its verdict must not arrive, nor it be deleted, between this look and our commit.
+    dataset = DatasetRepository(session, tenant_id).get(dataset_id, pointer="/training_file", lock=True)
     if dataset.status == "error":
         raise Conflict(
             f"file {dataset.id} failed validation ({dataset.error_code}): {dataset.status_details}",
@@ -101,24 +102,24 @@ def create_job(
 
 
 def dataset_settled(session: Session, dataset: Dataset) -> None:
-    """Jobs that waited for this dataset's validation are queued, or fail with its reason."""
-    waiting = select(Job).where(Job.dataset_id == dataset.id, Job.status == Status.validating_files)
-    for job in session.scalars(waiting).all():
+    """Jobs that waited for this dataset's validation are queued, or fail with its reason, paused ones too."""
+    waiting = select(Job).where(Job.dataset_id == dataset.id, Job.status.in_((Status.validating_files, Status.paused)))
+    for job in session.scalars(waiting.with_for_update()).all():
         if dataset.status == "error":
             error = {
                 "code": "invalid_training_file",
                 "message": f"{dataset.error_code}: {dataset.status_details}",
                 "param": "training_file",
             }
-            if move(session, job.id, Status.validating_files, Status.failed, error=error):
+            if move(session, job.id, Status(job.status), Status.failed, error=error):
                 _event(session, job.id, job.tenant_id, error["message"], level="error")
-        elif move(session, job.id, Status.validating_files, Status.queued):
+        elif job.status == Status.validating_files and move(session, job.id, Status.validating_files, Status.queued):
             _queued(session, job.id, job.tenant_id)
 
 
 def cancel_job(session: Session, tenant_id: str, job_id: str) -> Job:
     """At once where no worker holds it; else the worker stops at its next step."""
-    job = JobRepository(session, tenant_id).get(job_id)
+    job = JobRepository(session, tenant_id).get(job_id, lock=True)
     for waiting in (Status.validating_files, Status.queued, Status.paused):
         if move(session, job.id, waiting, Status.cancelled, cancel_requested=True):
             _event(session, job.id, tenant_id, "Job cancelled")
@@ -129,7 +130,7 @@ def cancel_job(session: Session, tenant_id: str, job_id: str) -> Job:
 
 def pause_job(session: Session, tenant_id: str, job_id: str) -> Job:
     """Keep its checkpoint and give the device away until `resume_job`."""
-    job = JobRepository(session, tenant_id).get(job_id)
+    job = JobRepository(session, tenant_id).get(job_id, lock=True)
     if job.status == Status.paused:
         return job
     for waiting in (Status.validating_files, Status.queued):
@@ -141,9 +142,14 @@ def pause_job(session: Session, tenant_id: str, job_id: str) -> Job:
 
 
 def resume_job(session: Session, tenant_id: str, job_id: str) -> Job:
-    """Back to the queue, to go on from its last checkpoint."""
-    job = JobRepository(session, tenant_id).get(job_id)
-    dataset = session.get_one(Dataset, job.dataset_id)
+    """Back to the queue, to go on from its last checkpoint; a pause that is not carried out yet is taken back."""
+    found = JobRepository(session, tenant_id).get(job_id)
+    # The dataset before the job, as everywhere: two locks in two orders would be a deadlock.
+    dataset = session.get_one(Dataset, found.dataset_id, with_for_update={"key_share": True}, populate_existing=True)
+    job = JobRepository(session, tenant_id).get(job_id, lock=True)
+    asked = (Job.id == job.id, Job.status == Status.running, Job.pause_requested, Job.cancel_requested.is_(False))
+    if _wrote(session, update(Job).where(*asked).values(pause_requested=False, phase="training")):
+        return _fresh(session, job)
     target = Status.validating_files if dataset.status == "uploaded" else Status.queued
     if move(session, job.id, Status.paused, target, pause_requested=False):
         _event(session, job.id, tenant_id, "Job resumed")
@@ -179,7 +185,7 @@ def claim(session: Session, worker: str, lease_seconds: float, catalog: Catalog)
             spec = _resolve(job.request, dataset, base, job.seed)
         except DomainError as error:
             _fail_queued(session, job, error)
-            return None
+            return claim(session, worker, lease_seconds, catalog)
         session.execute(update(Job).where(Job.id == job.id).values(spec=spec.to_json()))
     taken = move(
         session,
@@ -234,9 +240,7 @@ def report(
 ) -> Standing:
     """Write progress down and learn whether to go on."""
     values = {"step": step, "progress": progress, "device_seconds": Job.device_seconds + device_seconds}
-    mine = _held(plan).values(
-        **values, phase=_unless_asked(phase), crashes=0 if step > 0 else Job.crashes, updated_at=now(session)
-    )
+    mine = _held(plan).values(**values, phase=_unless_asked(phase), updated_at=now(session))
     asked = session.execute(mine.returning(Job.cancel_requested, Job.pause_requested)).one_or_none()
     if asked is None:
         return Standing(held=False)
@@ -256,7 +260,7 @@ def standing(session: Session, plan: Plan) -> Standing:
 def add_metric(session: Session, plan: Plan, step: int, data: dict[str, Any]) -> None:
     """One row a step: a resumed job that passes the step again writes nothing new."""
     known = select(JobMetric.id).where(JobMetric.job_id == plan.job_id, JobMetric.step == step)
-    if session.scalar(known) is not None or not is_held(session, plan):
+    if not is_held(session, plan) or session.scalar(known) is not None:
         return
     session.add(JobMetric(job_id=plan.job_id, tenant_id=plan.tenant_id, step=step, data=data))
     total = data.get("total_steps", "?")
@@ -269,23 +273,29 @@ def add_metric(session: Session, plan: Plan, step: int, data: dict[str, Any]) ->
 def add_checkpoint(
     session: Session, plan: Plan, *, step: int, key: str, sha256: str, size: int, metrics: dict[str, Any]
 ) -> bool:
-    """Point the job at it, in the transaction that records it. False: another attempt has taken over."""
-    known = select(Checkpoint).where(Checkpoint.job_id == plan.job_id, Checkpoint.step == step)
-    checkpoint = session.scalar(known)
+    """Point the job at it, in the transaction that records it. False: another attempt has taken over.
+
+    Only a new checkpoint clears the count of crashes: a job that dies at the same step for ever must come to an end.
+    """
     if not is_held(session, plan):
         return False
+    known = select(Checkpoint).where(Checkpoint.job_id == plan.job_id, Checkpoint.step == step)
+    checkpoint = session.scalar(known)
+    crashes = 0 if checkpoint is None else Job.crashes
     if checkpoint is None:
         checkpoint = Checkpoint(job_id=plan.job_id, tenant_id=plan.tenant_id, step=step, metrics=metrics)
         session.add(checkpoint)
     checkpoint.object_key, checkpoint.sha256, checkpoint.bytes = key, sha256, size
     session.flush()
-    return _wrote(session, _held(plan).values(checkpoint_id=checkpoint.id))
+    return _wrote(session, _held(plan).values(checkpoint_id=checkpoint.id, crashes=crashes))
 
 
 def drop_checkpoint(session: Session, plan: Plan) -> Checkpoint | None:
     """The job's checkpoint cannot be read: forget it and point to the one before, if there is one."""
+    if not is_held(session, plan):
+        return None
     job = session.get_one(Job, plan.job_id, populate_existing=True)
-    if job.attempt != plan.attempt or job.checkpoint_id is None:
+    if job.checkpoint_id is None:
         return None
     bad = session.get_one(Checkpoint, job.checkpoint_id)
     earlier = select(Checkpoint).where(Checkpoint.job_id == plan.job_id, Checkpoint.step < bad.step)
@@ -310,7 +320,15 @@ def add_preview(
 
 
 def yield_back(session: Session, plan: Plan) -> bool:
-    """The slice is over and its checkpoint lies in the store: back to the queue, not a failure."""
+    """The slice is over and its checkpoint lies in the store: back to the queue, not a failure.
+
+    A cancel or a pause that came after the last report is carried out here.
+    """
+    if not is_held(session, plan):
+        return False
+    asked = standing(session, plan)
+    if not asked.goes_on:
+        return stop(session, plan, asked)
     if not move(session, plan.job_id, Status.running, Status.queued, _mine(plan), phase="waiting"):
         return False
     outbox.put(session, "job.train", job_id=plan.job_id)
@@ -350,13 +368,15 @@ def fail(session: Session, plan: Plan, *, code: str, message: str, param: str | 
 
 def put_back(session: Session, plan: Plan, reason: str, max_crashes: int) -> bool:
     """This attempt could not go on (a crash, an outage): again from the last checkpoint, or `crashed` at the limit."""
-    job = session.get(Job, plan.job_id, populate_existing=True)
-    return job is not None and job.attempt == plan.attempt and _lost(session, job, reason, max_crashes)
+    if not is_held(session, plan):
+        return False
+    return _lost(session, session.get_one(Job, plan.job_id, populate_existing=True), reason, max_crashes)
 
 
 def is_held(session: Session, plan: Plan) -> bool:
+    """Whether this attempt still stands. It then does until the transaction ends: PostgreSQL locks the row."""
     held = select(Job.id).where(Job.id == plan.job_id, Job.status == Status.running, Job.attempt == plan.attempt)
-    return session.scalar(held) is not None
+    return session.scalar(held.with_for_update(key_share=True)) is not None
 
 
 def charge(session: Session, tenant_id: str, device_seconds: float) -> None:
@@ -372,6 +392,7 @@ def charge(session: Session, tenant_id: str, device_seconds: float) -> None:
 def sweep(session: Session, max_crashes: int) -> bool:
     """Take back jobs whose lease ran out. True when any job waits for a worker."""
     lost = select(Job).where(Job.status == Status.running, Job.lease_until < now(session))
+    lost = lost.with_for_update(skip_locked=True).execution_options(populate_existing=True)
     for job in session.scalars(lost).all():
         _lost(session, job, "its worker fell silent", max_crashes)
     return session.scalar(select(Job.id).where(Job.status == Status.queued).limit(1)) is not None
@@ -401,6 +422,8 @@ def _admit(session: Session, tenant_id: str, max_queued: int) -> None:
 
     Else a tenant that slept for a week would own the device until it had caught up (start-time fair queueing).
     """
+    # Locked, so that two requests at once cannot both be the last that fits.
+    session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True))
     unfinished = select(func.count()).select_from(Job).where(Job.tenant_id == tenant_id, Job.status.in_(UNFINISHED))
     count = session.scalar(unfinished) or 0
     if count >= max_queued:

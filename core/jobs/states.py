@@ -27,7 +27,7 @@ LEGAL: dict[Status, frozenset[Status]] = {
     Status.validating_files: frozenset({Status.queued, Status.paused, Status.failed, Status.cancelled}),
     Status.queued: frozenset({Status.running, Status.paused, Status.failed, Status.cancelled}),
     Status.running: frozenset({Status.queued, Status.paused, *TERMINAL}),
-    Status.paused: frozenset({Status.queued, Status.validating_files, Status.cancelled}),
+    Status.paused: frozenset({Status.queued, Status.validating_files, Status.failed, Status.cancelled}),
 }
 
 

@@ -13,7 +13,7 @@ from core.bases import Catalog
 from core.db.session import now
 from core.diffusion.catalog import BaseSummary
 from core.errors import OverQuota
-from core.models import Adapter, Sample
+from core.models import Adapter, Sample, Tenant
 from core.samples.spec import SampleSpec
 
 _WAITING = ("queued", "running")
@@ -36,6 +36,8 @@ def create_sample(
     session: Session, tenant_id: str, base: BaseSummary, adapter: Adapter | None, spec: SampleSpec, max_queued: int
 ) -> Sample:
     """Queue a request. Raises OverQuota."""
+    # Locked, so that two requests at once cannot both be the last that fits.
+    session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True))
     mine = select(func.count()).select_from(Sample)
     waiting = session.scalar(mine.where(Sample.tenant_id == tenant_id, Sample.status.in_(_WAITING))) or 0
     if waiting >= max_queued:
@@ -58,11 +60,15 @@ def claim(session: Session, worker: str, lease_seconds: float, catalog: Catalog,
     moment = now(session)
     turn = func.row_number().over(partition_by=Sample.tenant_id, order_by=(Sample.created_at, Sample.id)).label("turn")
     waiting = (Sample.status == "queued", Sample.base.in_(catalog.names()))
-    ranked = select(Sample.id, Sample.created_at, turn).where(*waiting).subquery()
-    fair = select(ranked.c.id).order_by(ranked.c.turn, ranked.c.created_at).limit(limit)
+    ranked = select(Sample.id, turn).where(*waiting).subquery()
+    fair = select(Sample.id).join(ranked, ranked.c.id == Sample.id).where(Sample.status == "queued")
+    fair = fair.order_by(ranked.c.turn, Sample.created_at, Sample.id).limit(limit)
+    chosen = list(session.scalars(fair.with_for_update(skip_locked=True, of=Sample)))
+    if not chosen:
+        return []
     taken = (
         update(Sample)
-        .where(Sample.id.in_(fair), Sample.status == "queued")
+        .where(Sample.id.in_(chosen), Sample.status == "queued")
         .values(
             status="running",
             attempt=Sample.attempt + 1,
@@ -75,7 +81,8 @@ def claim(session: Session, worker: str, lease_seconds: float, catalog: Catalog,
     adapters = {
         row.id: row for row in session.scalars(select(Adapter).where(Adapter.id.in_([r.adapter_id for r in rows])))
     }
-    return [_plan(row, adapters.get(row.adapter_id or "")) for row in sorted(rows, key=lambda row: row.created_at)]
+    rows.sort(key=lambda row: chosen.index(row.id))
+    return [_plan(row, adapters.get(row.adapter_id or "")) for row in rows]
 
 
 def is_waiting(session: Session, catalog: Catalog) -> bool:
@@ -113,13 +120,22 @@ def release(session: Session, plan: SamplePlan) -> bool:
 def sweep(session: Session, max_attempts: int) -> bool:
     """Take back requests whose lease ran out. True when any request waits for a worker."""
     lost = select(Sample).where(Sample.status == "running", Sample.lease_until < now(session))
+    lost = lost.with_for_update(skip_locked=True).execution_options(populate_existing=True)
     for sample in session.scalars(lost).all():
+        sample.crashes += 1
+        session.flush()
         plan = _plan(sample, None)
-        if sample.attempt >= max_attempts:
-            fail(session, plan, code="crashed", message=f"given up after {sample.attempt} attempts")
+        if sample.crashes >= max_attempts:
+            fail(session, plan, code="crashed", message=f"given up after {sample.crashes} crashes")
         else:
             release(session, plan)
     return session.scalar(select(Sample.id).where(Sample.status == "queued").limit(1)) is not None
+
+
+def list_ended(session: Session, sample_ids: list[str]) -> list[str]:
+    """Which of these requests nobody needs to wait for any more."""
+    ended = (Sample.id.in_(sample_ids), Sample.status.not_in(_WAITING))
+    return list(session.scalars(select(Sample.id).where(*ended)))
 
 
 def list_expired(session: Session, keep: timedelta, limit: int = 100) -> list[Sample]:

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from stat import S_ISREG
 
 from core.storage.base import ObjectInfo, ObjectMissing, StorageUnavailable
 
@@ -48,8 +49,9 @@ class LocalStore:
             raise ObjectMissing(f"no object {key}") from error
 
     def get_file(self, key: str, path: Path) -> None:
+        chunks = self.stream(key)
         with path.open("wb") as target:
-            for chunk in self.stream(key):
+            for chunk in chunks:
                 target.write(chunk)
 
     def stream(self, key: str, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
@@ -64,11 +66,14 @@ class LocalStore:
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         for path in sorted(self._root.rglob("*")):
-            if not path.is_file() or path.is_relative_to(self._root / _STAGING):
-                continue
             key = path.relative_to(self._root).as_posix()
-            if key.startswith(prefix):
+            if not key.startswith(prefix) or path.is_relative_to(self._root / _STAGING):
+                continue
+            try:
                 stat = path.stat()
+            except FileNotFoundError:  # deleted since the folder was read
+                continue
+            if S_ISREG(stat.st_mode):
                 yield ObjectInfo(key, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
 
     def ping(self) -> None:

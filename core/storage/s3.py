@@ -1,11 +1,12 @@
 """Any S3. The one file that imports boto3."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -57,7 +58,7 @@ class S3Store:
     def stream(self, key: str, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
         with _translated(key):
             body = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"]
-        return body.iter_chunks(chunk_bytes)
+        return self._chunks(key, body, chunk_bytes)
 
     def delete(self, key: str) -> None:
         with _translated(key):
@@ -84,6 +85,11 @@ class S3Store:
             if error.response["Error"]["Code"] not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
                 raise StorageUnavailable(f"cannot create the bucket: {error}") from error
 
+    @staticmethod
+    def _chunks(key: str, body: Any, chunk_bytes: int) -> Iterator[bytes]:
+        with _translated(key), closing(body):
+            yield from body.iter_chunks(chunk_bytes)
+
 
 @contextmanager
 def _translated(key: str) -> Iterator[None]:
@@ -93,5 +99,5 @@ def _translated(key: str) -> Iterator[None]:
         if error.response["Error"]["Code"] in _MISSING:
             raise ObjectMissing(f"no object {key}") from error
         raise StorageUnavailable(f"the object store refused: {error.response['Error']['Code']}") from error
-    except BotoCoreError as error:
+    except (BotoCoreError, Boto3Error) as error:
         raise StorageUnavailable(f"the object store does not answer: {type(error).__name__}") from error
