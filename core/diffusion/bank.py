@@ -26,6 +26,7 @@ class AdapterBank:
         self._delta = torch.zeros(0, layout.hidden, device=self.device)  # (R, H)
         self._start = torch.zeros(0, dtype=torch.long, device=self.device)  # (R,)
         self._table = _RowTable()
+        self.version = 0  # changes whenever the content of a slot does
         self._spans: list[tuple[int, int] | None] = [None] * slots  # (offset, rows with the null row) by slot
         rows = base.num_classes + 1
         self._store(BASE_SLOT, torch.zeros(rows, layout.hidden), torch.arange(rows))
@@ -47,6 +48,7 @@ class AdapterBank:
         """Empty a slot: its row is zero again and its class rows are given back."""
         self._check(slot)
         span = self._spans[slot]
+        self.version += 1
         self.theta[slot].zero_()
         self._spans[slot] = None
         if span is not None:
@@ -91,6 +93,7 @@ class AdapterBank:
             raise Invalid(f"slot {slot}: adapters live in slots 1 to {self.slots - 1}, slot 0 is the base")
 
     def _store(self, slot: int, delta: Tensor, starts: Tensor) -> None:
+        self.version += 1
         length = len(delta)
         offset, capacity = self._table.take(length)
         if capacity > len(self._delta):

@@ -14,12 +14,16 @@ __all__ = ["Base", "load_base"]
 
 
 def load_base(
-    path_or_hub_name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    path_or_hub_name: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    name: str | None = None,
 ) -> Base:
-    """The frozen base of a pipeline folder or hub name, from safetensors alone."""
+    """The frozen base of a pipeline folder or hub name, from safetensors alone; `name` is what it goes by here."""
     folder = locate(str(path_or_hub_name))
     pipeline: Any = read_json(folder / "model_index.json").get("_class_name")
-    name = str(path_or_hub_name) if folder != Path(path_or_hub_name) else None
+    if name is None and folder != Path(path_or_hub_name):
+        name = str(path_or_hub_name)
     if pipeline == "DiTPipeline":
         return load_dit(folder, torch.device(device), dtype, name)
     raise Invalid(f"model_index.json: _class_name {pipeline!r} is no known family; DiTPipeline is supported")

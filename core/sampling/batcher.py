@@ -1,0 +1,106 @@
+"""Who goes next: deficit round robin over tenants, with a bound on how long anyone is passed over.
+
+Policy alone: no torch, no clock, no thread. Time is counted in rounds, which the engine ticks once a step.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Waiting:
+    """One request in the queue: the rows that it takes of a batch, and its whole work in rows times steps."""
+
+    id: str
+    tenant: str
+    rows: int
+    work: int
+    since: int
+    order: int
+
+
+@dataclass
+class _Tenant:
+    queue: "OrderedDict[str, Waiting]" = field(default_factory=OrderedDict)
+    deficit: int = 0
+
+
+class Batcher:
+    """Each tenant in turn may start `quantum` of work a visit; what it does not use it keeps while it has requests.
+
+    A request that has waited `patience` rounds goes before all others, oldest first, and the batch drains until it
+    fits, so nothing starves.
+    """
+
+    def __init__(self, quantum: int = 40, patience: int = 400) -> None:
+        self._quantum = quantum
+        self._patience = patience
+        self._round = 0
+        self._arrived = 0
+        self._tenants: OrderedDict[str, _Tenant] = OrderedDict()  # in the order of their turns
+        self._by_id: dict[str, Waiting] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._by_id
+
+    def tick(self) -> None:
+        """A round has passed for all that wait."""
+        self._round += 1
+
+    def add(self, request_id: str, tenant: str, rows: int, work: int) -> None:
+        """Queue a request behind its tenant's others."""
+        if request_id in self._by_id:
+            raise KeyError(f"request {request_id} waits already")
+        waiting = Waiting(request_id, tenant, rows, work, self._round, self._arrived)
+        self._arrived += 1
+        self._by_id[request_id] = waiting
+        self._tenants.setdefault(tenant, _Tenant()).queue[request_id] = waiting
+
+    def remove(self, request_id: str) -> bool:
+        """Forget a request; False if it does not wait here."""
+        waiting = self._by_id.pop(request_id, None)
+        if waiting is None:
+            return False
+        tenant = self._tenants[waiting.tenant]
+        del tenant.queue[request_id]
+        if not tenant.queue:
+            del self._tenants[waiting.tenant]  # its deficit goes too: idleness saves nothing up
+        return True
+
+    def next(self, room: int, is_ready: Callable[[str], bool]) -> str | None:
+        """Take the request that starts now, of at most `room` rows; None if none may."""
+        oldest = min(self._heads(math.inf, is_ready).values(), key=lambda waiting: waiting.order, default=None)
+        if oldest is not None and self._round - oldest.since >= self._patience:
+            return self._take(oldest) if oldest.rows <= room else None
+        heads = self._heads(room, is_ready)
+        if not heads:
+            return None
+        while True:
+            name, tenant = next(iter(self._tenants.items()))
+            head = heads.get(name)
+            if head is not None and head.work <= tenant.deficit:
+                return self._take(head)
+            if head is not None:
+                tenant.deficit += self._quantum
+            self._tenants.move_to_end(name)
+
+    def _heads(self, room: float, is_ready: Callable[[str], bool]) -> dict[str, Waiting]:
+        """Each tenant's oldest request that is ready and fits."""
+        heads: dict[str, Waiting] = {}
+        for name, tenant in self._tenants.items():
+            head = next(
+                (waiting for waiting in tenant.queue.values() if waiting.rows <= room and is_ready(waiting.id)), None
+            )
+            if head is not None:
+                heads[name] = head
+        return heads
+
+    def _take(self, waiting: Waiting) -> str:
+        self._tenants[waiting.tenant].deficit -= waiting.work
+        self.remove(waiting.id)
+        return waiting.id

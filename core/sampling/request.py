@@ -1,0 +1,86 @@
+"""One image, asked for: everything that it depends on. No torch here."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from core.errors import Invalid
+
+Solver = Literal["ddim", "dpm++", "euler"]
+Guidance = Literal["none", "cfg", "domain"]
+
+MAX_STEPS = 250
+MAX_SEED = 2**63 - 1
+MAX_GUIDANCE_SCALE = 20.0
+MAX_ADAPTER_SCALE = 4.0
+DEFAULT_STEPS = 20
+DEFAULT_SOLVER: Solver = "dpm++"
+DEFAULT_GUIDANCE: Guidance = "cfg"
+DEFAULT_GUIDANCE_SCALE = 2.0
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """A seed, a label and settings give one picture, whatever shares its batch.
+
+    `adapter_digest` None is the base. `label` is a class of the adapter, or of the base where there is no adapter; None
+    is the null class. The second branch of a guided request runs while the noise share lies in `guidance_interval`.
+    `size` is the side in pixels; None is the base's own. A flow base has one solver and takes `euler` for `dpm++`.
+    """
+
+    id: str
+    tenant: str
+    adapter_digest: str | None
+    label: int | None
+    seed: int
+    steps: int = DEFAULT_STEPS
+    solver: Solver = DEFAULT_SOLVER
+    guidance: Guidance = DEFAULT_GUIDANCE
+    guidance_scale: float = DEFAULT_GUIDANCE_SCALE
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    adapter_scale: float = 1.0
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        _whole(self.seed, "seed", 0, MAX_SEED)
+        _whole(self.steps, "steps", 1, MAX_STEPS)
+        _real(self.guidance_scale, "guidance_scale", 0.0, MAX_GUIDANCE_SCALE)
+        _real(self.adapter_scale, "adapter_scale", -MAX_ADAPTER_SCALE, MAX_ADAPTER_SCALE)
+        if self.label is not None:
+            _whole(self.label, "label", 0, 10**6)
+        if self.size is not None:
+            _whole(self.size, "size", 8, 4096)
+        if self.solver not in ("ddim", "dpm++", "euler"):
+            raise Invalid("solver must be ddim, dpm++ or euler", pointer="/solver")
+        if self.guidance not in ("none", "cfg", "domain"):
+            raise Invalid("guidance must be none, cfg or domain", pointer="/guidance")
+        low, high = self.guidance_interval
+        if not 0.0 <= low <= high <= 1.0:
+            raise Invalid("guidance_interval must be [low, high] within 0 to 1", pointer="/guidance_interval")
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether there is a second branch: at scale 1, or against the null class itself, it would change nothing."""
+        if self.guidance == "none" or self.guidance_scale == 1.0:
+            return False
+        return self.label is not None or self.guidance == "domain"
+
+    @property
+    def rows(self) -> int:
+        """Rows of a forward pass that it needs at most."""
+        return 2 if self.is_guided else 1
+
+    @property
+    def work(self) -> int:
+        """Rows times steps: what it costs the device, for fairness."""
+        return self.rows * self.steps
+
+
+def _whole(value: object, field: str, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise Invalid(f"{field} must be a whole number from {low} to {high}", pointer=f"/{field}")
+
+
+def _real(value: object, field: str, low: float, high: float) -> None:
+    if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type]
+        raise Invalid(f"{field} must be a number from {low:g} to {high:g}", pointer=f"/{field}")
