@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from client.errors import ClientError
 
@@ -32,8 +33,8 @@ def find_config(environment: Mapping[str, str] | None = None, data_dir: Path | N
     environment = os.environ if environment is None else environment
     folder = data_dir or Path(environment.get("DIFFFIT_DATA_DIR") or ".difffit")
     url = environment.get("DIFFFIT_URL") or _local_url(environment)
-    if not url.startswith(("http://", "https://")):
-        raise ClientError(f"DIFFFIT_URL is {url!r}: it must begin with http:// or https://")
+    if not _is_http_url(url):
+        raise ClientError(f"DIFFFIT_URL is {url!r}: it must be an address like {DEFAULT_URL}")
     if key := environment.get("DIFFFIT_API_KEY", "").strip():
         return Config(url, key, "DIFFFIT_API_KEY", folder)
     path = folder / "api_key"
@@ -50,3 +51,11 @@ def _local_url(environment: Mapping[str, str]) -> str:
     """A service that was told another port by its own settings is found by the same settings."""
     port = environment.get("DIFFFIT_PORT")
     return f"http://127.0.0.1:{port}" if port else DEFAULT_URL
+
+
+def _is_http_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        return False

@@ -41,6 +41,7 @@ class ApiError(ClientError):
         errors: tuple[FieldError, ...] = (),
         retry_after: float | None = None,
         body: dict[str, Any] | None = None,
+        location: str | None = None,
     ) -> None:
         super().__init__(status, code, detail)
         self.status = status
@@ -49,6 +50,8 @@ class ApiError(ClientError):
         self.errors = errors
         self.retry_after = retry_after
         self.body = body or {}
+        self.location = location
+        """Where what was asked for will be, if the service says that it goes on."""
 
     def __str__(self) -> str:
         fields = [f"{item.pointer}: {item.detail}" for item in self.errors if item.detail not in self.detail]
@@ -67,19 +70,20 @@ class ApiError(ClientError):
         if not isinstance(body, dict):
             text = " ".join(response.text.split())[:200] or response.reason_phrase
             return cls(response.status_code, "http_error", text, retry_after=_retry_after(response))
-        error = body.get("error") if isinstance(body.get("error"), dict) else {}
-        listed = body.get("errors") if isinstance(body.get("errors"), list) else []
+        error, listed = body.get("error"), body.get("errors")
+        error = error if isinstance(error, dict) else {}
         return cls(
             status=response.status_code,
             code=str(error.get("code") or body.get("code") or body.get("title") or "http_error"),
             detail=str(body.get("detail") or error.get("message") or body.get("title") or response.reason_phrase),
             errors=tuple(
                 FieldError(str(item.get("pointer", "")), str(item.get("detail", "")))
-                for item in listed
+                for item in (listed if isinstance(listed, list) else [])
                 if isinstance(item, dict)
             ),
             retry_after=_retry_after(response),
             body=body,
+            location=response.headers.get("location"),
         )
 
 

@@ -25,6 +25,7 @@ class File:
     id: str
     filename: str
     bytes: int
+    sha256: str | None
     status: str  # uploaded | processed | error
     status_details: str | None
     created_at: int
@@ -40,6 +41,7 @@ class File:
             id=data["id"],
             filename=data["filename"],
             bytes=data["bytes"],
+            sha256=data.get("sha256"),
             status=data["status"],
             status_details=data.get("status_details"),
             created_at=data["created_at"],

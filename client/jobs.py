@@ -88,8 +88,8 @@ class Event:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Event":
-        names = ("level", "type", "message")
-        return cls(str(data["id"]), data["created_at"], *(str(data.get(name)) for name in names), data.get("data") or {})
+        words = {name: str(data.get(name)) for name in ("level", "type", "message")}
+        return cls(str(data["id"]), data["created_at"], **words, data=data.get("data") or {})
 
 
 @dataclass(frozen=True)
@@ -158,15 +158,15 @@ class Jobs:
                 return
             time.sleep(0.5)
 
-    def metrics(self, job_id: str) -> list[dict[str, Any]]:
+    def metrics(self, job_id: str) -> Sequence[dict[str, Any]]:
         """`{step, train_loss, valid_loss, …}` in order of steps."""
         found = self._transport.page(f"{_JOBS}/{job_id}/metrics")
         return [{**item, **(item.get("data") or item.get("metrics") or {})} for item in found]
 
-    def checkpoints(self, job_id: str) -> list[dict[str, Any]]:
+    def checkpoints(self, job_id: str) -> Sequence[dict[str, Any]]:
         return list(self._transport.page(f"{_JOBS}/{job_id}/checkpoints"))
 
-    def previews(self, job_id: str) -> list[Preview]:
+    def previews(self, job_id: str) -> Sequence[Preview]:
         """In order of steps."""
         found = [
             Preview(item["id"], item["step"], item.get("classes") or [], item.get("seeds") or [])

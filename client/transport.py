@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from client.errors import ApiError, Unreachable
+from client.errors import ApiError, ClientError, Unreachable
 
 _LOCAL = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104 - compared with, never bound
 _LONGEST_WAIT_SECONDS = 60.0
@@ -36,6 +36,8 @@ class Transport:
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
         self._retries = retries
         self._sleep = sleep
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise ClientError("the API key holds characters that no key has: copy it again, without line ends")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(
             base_url=self.base_url,
@@ -49,7 +51,9 @@ class Transport:
         self._http.close()
 
     def get(self, path: str, **params: Any) -> dict[str, Any]:
-        return _object(self.send("GET", path, params={key: value for key, value in params.items() if value is not None}))
+        return _object(
+            self.send("GET", path, params={key: value for key, value in params.items() if value is not None})
+        )
 
     def post(self, path: str, body: Body | None = None, *, timeout: float | None = None) -> dict[str, Any]:
         return _object(self.send("POST", path, json=None if body is None else dict(body), timeout=timeout))
@@ -92,9 +96,7 @@ class Transport:
             last = attempt == self._retries
             try:
                 fields = parts() if parts else {}
-                response = self._http.request(
-                    method, path, params=params, json=json, headers=headers, **fields, **more
-                )
+                response = self._http.request(method, path, params=params, json=json, headers=headers, **fields, **more)
             except httpx.TransportError as error:
                 if last or not _may_repeat(error):
                     raise Unreachable(self.base_url, _reason(error)) from error

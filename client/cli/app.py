@@ -1,0 +1,45 @@
+"""The `difffit` command."""
+
+import os
+import sys
+
+import typer
+
+from client.cli import adapters, doctor, files, jobs, keys, sample, up
+from client.cli.output import complain
+from client.demo.command import demo
+from client.errors import ClientError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="DiffFit: adapt one frozen diffusion transformer to many sets of images.",
+    epilog="Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no answer from the service, 130 interrupted.",
+)
+app.command()(up.up)
+app.command()(demo)
+app.command()(doctor.doctor)
+app.add_typer(files.app, name="files")
+app.command()(jobs.train)
+app.command("watch")(jobs.watch_jobs)
+app.add_typer(jobs.app, name="jobs")
+app.command()(sample.sample)
+app.add_typer(adapters.app, name="adapters")
+app.add_typer(keys.app, name="keys")
+
+
+def main() -> None:
+    """Expected trouble is one line on standard error; only a fault of ours shows a traceback."""
+    try:
+        app()
+    except ClientError as error:
+        complain(str(error))
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # `difffit … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
