@@ -58,7 +58,7 @@ class Picture:
     def to_png(self) -> bytes:
         """Plain PNG: no metadata, the same bytes for the same pixels."""
         buffer = io.BytesIO()
-        self.image.save(buffer, "PNG", compress_level=4)
+        self.image.save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
 
 

@@ -18,8 +18,8 @@ class Limits:
     max_aspect: float = 10.0
     max_side_stored: int = 512
     max_pack_bytes: int = 4 * 1024**3
-    wall_seconds: float = 600.0
-    cpu_seconds: int = 540
+    wall_seconds: float = 1800.0
+    cpu_seconds: int = 900
     image_cpu_seconds: float = 30.0
     memory_bytes: int = 1536 * 1024**2
 
