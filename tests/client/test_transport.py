@@ -1,0 +1,182 @@
+"""Retries and errors, against a server that fails on request."""
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from client.errors import ApiError, ClientError, Unreachable
+from client.files import Files
+from client.transport import Transport
+
+Reply = tuple[int, dict[str, str], dict]
+PROBLEM = {
+    "type": "urn:difffit:error:invalid",
+    "title": "Unprocessable Content",
+    "status": 422,
+    "detail": "steps is 0",
+    "errors": [{"pointer": "/method/difffit/hyperparameters/steps", "detail": "must be at least 1"}],
+    "error": {"code": "invalid", "message": "steps is 0", "param": "steps", "type": "invalid_request_error"},
+}
+CUT: Reply = (0, {}, {})
+
+
+@dataclass
+class Server:
+    """Answers with `replies` in turn, the last one from then on; `CUT` hangs up without a word."""
+
+    replies: list[Reply] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    url: str = ""
+
+    @property
+    def requests(self) -> int:
+        return len(self.keys)
+
+    def handle(self, handler: BaseHTTPRequestHandler) -> None:
+        reply = self.replies[min(self.requests, len(self.replies) - 1)]
+        self.keys.append(handler.headers["Idempotency-Key"])
+        self.bodies.append(_body(handler))
+        status, headers, body = reply
+        if reply == CUT:
+            handler.close_connection = True
+            handler.connection.close()
+            return
+        data = json.dumps(body).encode()
+        handler.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(data)
+
+
+def _body(handler: BaseHTTPRequestHandler) -> bytes:
+    return handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    script = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            script.handle(self)
+
+        do_POST = do_DELETE = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        script.url = f"http://127.0.0.1:{listening.server_port}"
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
+        thread.start()
+        yield script
+        listening.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def waits() -> list[float]:
+    return []
+
+
+@pytest.fixture
+def transport(server: Server, waits: list[float]) -> Iterator[Transport]:
+    made = Transport(server.url, "dfk_test", timeout=5, retries=3, sleep=waits.append)
+    yield made
+    made.close()
+
+
+def test_a_busy_service_is_asked_again_after_the_time_that_it_names(
+    server: Server, transport: Transport, waits: list[float]
+) -> None:
+    server.replies = [(429, {"Retry-After": "7"}, {}), (503, {"Retry-After": "1"}, {}), (200, {}, {"id": "x"})]
+    assert transport.post("/v1/things", {"a": 1}) == {"id": "x"}
+    assert waits == [7.0, 1.0]
+
+
+def test_every_repeat_of_a_post_carries_the_same_key_and_body(server: Server, transport: Transport) -> None:
+    server.replies = [CUT, (503, {}, {}), (200, {}, {})]
+    transport.post("/v1/things", {"a": 1})
+    assert len(set(server.keys)) == 1
+    assert server.keys[0]
+    assert [json.loads(body) for body in server.bodies] == [{"a": 1}] * 3
+
+
+def test_two_posts_carry_two_keys(server: Server, transport: Transport) -> None:
+    server.replies = [(200, {}, {})]
+    transport.post("/v1/things")
+    transport.post("/v1/things")
+    assert len(set(server.keys)) == 2
+
+
+def test_an_upload_that_broke_is_sent_again_from_its_first_byte(
+    server: Server, transport: Transport, tmp_path: Path
+) -> None:
+    archive = tmp_path / "set.zip"
+    archive.write_bytes(bytes(range(256)) * 1000)
+    file = {"id": "file-1", "filename": "set.zip", "bytes": 256_000, "status": "uploaded", "created_at": 1}
+    server.replies = [(503, {}, {}), (200, {}, file)]
+    told: list[tuple[int, int]] = []
+    assert Files(transport).push(archive, lambda sent, total: told.append((sent, total))).id == "file-1"
+    assert [archive.read_bytes() in body for body in server.bodies] == [True, True]
+    assert told[-1] == (256_000, 256_000)
+
+
+def test_a_final_refusal_is_not_repeated(server: Server, transport: Transport, waits: list[float]) -> None:
+    server.replies = [
+        (503, {"x-should-retry": "false", "Location": "/v1/images/generations/img-1"}, {"detail": "not yet"})
+    ]
+    with pytest.raises(ApiError) as caught:
+        transport.post("/v1/images/generations", {})
+    assert (server.requests, waits) == (1, [])
+    assert caught.value.location == "/v1/images/generations/img-1"
+
+
+def test_patience_ends(server: Server, transport: Transport) -> None:
+    server.replies = [(503, {"Retry-After": "1"}, {"detail": "the database is away", "error": {"code": "unavailable"}})]
+    with pytest.raises(ApiError) as caught:
+        transport.get("/v1/things")
+    assert (server.requests, caught.value.status, caught.value.code) == (4, 503, "unavailable")
+
+
+def test_a_problem_reads_as_one_line_that_names_the_field(server: Server, transport: Transport) -> None:
+    server.replies = [(422, {}, PROBLEM)]
+    with pytest.raises(ApiError) as caught:
+        transport.post("/v1/fine_tuning/jobs", {})
+    assert str(caught.value) == ("steps is 0 (/method/difffit/hyperparameters/steps: must be at least 1) [422 invalid]")
+    assert server.requests == 1
+
+
+def test_a_page_that_is_no_json_is_quoted_in_short(server: Server, transport: Transport) -> None:
+    server.replies = [(500, {}, {})]
+    with pytest.raises(ApiError, match=r"Internal Server Error \[500 http_error\]"):
+        transport.get("/v1/things")
+
+
+def test_nobody_there_is_said_with_what_to_do(waits: list[float]) -> None:
+    transport = Transport("http://127.0.0.1:9", None, retries=1, sleep=waits.append)
+    with pytest.raises(Unreachable, match=r"no answer from http://127.0.0.1:9 \(connection refused\): start it with"):
+        transport.get("/healthz")
+    transport.close()
+    assert len(waits) == 1
+
+
+def test_pages_are_walked_to_the_limit(server: Server, transport: Transport) -> None:
+    server.replies = [
+        (200, {}, {"data": [{"id": "a"}, {"id": "b"}], "has_more": True, "last_id": "b"}),
+        (200, {}, {"data": [{"id": "c"}], "has_more": True, "last_id": "c"}),
+    ]
+    assert [item["id"] for item in transport.page("/v1/things", limit=3)] == ["a", "b", "c"]
+    assert server.requests == 2
+
+
+def test_a_key_with_a_line_end_is_refused_before_it_is_sent() -> None:
+    with pytest.raises(ClientError, match="without line ends"):
+        Transport("http://127.0.0.1:9", "dfk_a\nb")
