@@ -53,7 +53,7 @@ def test_any_bytes_are_judged(data: bytes) -> None:
         pass
 
 
-@settings(RELAXED, max_examples=600)
+@settings(RELAXED, max_examples=400)
 @given(
     seed=st.sampled_from(SEEDS),
     edits=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=8)), min_size=1, max_size=6),
@@ -67,7 +67,7 @@ def test_any_damage_to_an_archive_is_judged(seed: bytes, edits: list[tuple[float
     judge(bytes(data[: int(len(data) * keep)]))
 
 
-@settings(RELAXED, max_examples=300)
+@settings(RELAXED, max_examples=200)
 @given(
     seed=st.sampled_from([zip_of(FILES), quoted_overlap(5, 1000)]),
     back=st.integers(0, 500),
@@ -78,7 +78,7 @@ def test_any_number_in_a_zips_directory_is_judged(seed: bytes, back: int, new: b
     judge(seed[:at] + new + seed[at + len(new) :])
 
 
-@settings(RELAXED, max_examples=300)
+@settings(RELAXED, max_examples=200)
 @given(
     kind=st.sampled_from(["PNG", "JPEG", "GIF", "WEBP"]),
     edits=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=4)), min_size=1, max_size=5),
@@ -91,7 +91,7 @@ def test_any_damage_to_an_image_is_judged(kind: str, edits: list[tuple[float, by
     judge(zip_of({"a.png": bytes(data), "b.png": png(1), "c.png": png(2)}))
 
 
-@settings(RELAXED, max_examples=500)
+@settings(RELAXED, max_examples=200)
 @given(st.text(max_size=60) | st.text(alphabet="./\\:aC\0\u0301 ", max_size=20))
 def test_any_name_is_taken_apart_safely_or_refused(name: str) -> None:
     refusal = None
