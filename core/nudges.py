@@ -1,7 +1,6 @@
 """Redis publish/subscribe: "there is work", "this is done". A lost word costs a poll, never work."""
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -69,7 +68,7 @@ class Listener:
             try:
                 self._listen()
             except (redis.RedisError, OSError):
-                time.sleep(0.5)
+                self._closed.wait(0.5)
 
     def _listen(self) -> None:
         with self._client.pubsub(ignore_subscribe_messages=True) as subscription:

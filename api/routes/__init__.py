@@ -1,0 +1,5 @@
+"""The routes, a file a noun."""
+
+from api.routes import adapters, api_keys, files, images, jobs, models, ops
+
+ROUTERS = [files.router, jobs.router, adapters.router, models.router, images.router, api_keys.router, ops.router]

@@ -19,6 +19,13 @@ class AdapterRepository:
             raise NotFound(f"no adapter {adapter_id}", pointer=pointer)
         return found
 
+    def lock(self, adapter_id: str) -> Adapter:
+        """As `get`, and nobody else changes it before this transaction ends."""
+        found = self._session.scalar(self._own().where(Adapter.id == adapter_id).with_for_update())
+        if found is None:
+            raise NotFound(f"no adapter {adapter_id}")
+        return found
+
     def find_model(self, model: str) -> Adapter | None:
         """By its model name `ft:…`."""
         return self._session.scalar(self._own().where(Adapter.model == model))
@@ -30,6 +37,11 @@ class AdapterRepository:
 
     def list_all(self) -> list[Adapter]:
         return list(self._session.scalars(self._own().order_by(Adapter.created_at, Adapter.id)))
+
+    def names_of(self, adapter_ids: list[str]) -> dict[str, str]:
+        """Model names by id, of deleted adapters too: a job goes on naming what it made."""
+        mine = (Adapter.tenant_id == self._tenant_id, Adapter.id.in_(adapter_ids))
+        return {row[0]: row[1] for row in self._session.execute(select(Adapter.id, Adapter.model).where(*mine))}
 
     def _own(self) -> Select[Adapter]:
         return select(Adapter).where(Adapter.tenant_id == self._tenant_id, Adapter.deleted_at.is_(None))

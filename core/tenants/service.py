@@ -66,11 +66,17 @@ def list_keys(session: Session, tenant_id: str) -> list[ApiKey]:
 
 
 def revoke_key(session: Session, tenant_id: str, key_id: str) -> ApiKey:
+    """Dead at once. The last live key stays: without one nobody could make another. Raises NotFound or Conflict."""
+    session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update())  # two keys that revoke each other
     key = session.scalar(select(ApiKey).where(ApiKey.tenant_id == tenant_id, ApiKey.id == key_id))
     if key is None:
         raise NotFound(f"no API key {key_id}")
-    if key.revoked_at is None:
-        key.revoked_at = now(session)
+    if key.revoked_at is not None:
+        return key
+    others = select(ApiKey.id).where(ApiKey.tenant_id == tenant_id, ApiKey.revoked_at.is_(None), ApiKey.id != key_id)
+    if session.scalar(others.limit(1)) is None:
+        raise Conflict("this is the last live key of its tenant: create another one first", code="last_api_key")
+    key.revoked_at = now(session)
     return key
 
 

@@ -1,0 +1,124 @@
+"""The API process: `uvicorn api.app:create_app --factory`. No torch here."""
+
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+
+from api.errors import add_error_handlers
+from api.logs import configure_logs
+from api.metrics import Metrics
+from api.middleware import Authentication, Limits, Surroundings
+from api.routes import ROUTERS
+from api.schemas.base import Problem
+from api.services import Rouser, Services
+from api.upload import Gate
+from api.watch import Watch
+from core.bases import Catalog
+from core.db.session import Database
+from core.nudges import Nudges
+from core.settings import Settings, get_settings
+from core.storage import open_store
+
+log = structlog.get_logger()
+
+_ABOUT = """Adapt one frozen diffusion transformer to your images, then draw from many adapters in one batch.
+
+Shapes are OpenAI's for files, fine-tuning and images, so that their clients work against this base URL.
+Every error is `application/problem+json`. Every POST takes an `Idempotency-Key`.
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    settings = settings or get_settings()
+    configure_logs(settings.log_level)
+    app = FastAPI(
+        title="DiffFit",
+        version="1",
+        description=_ABOUT,
+        lifespan=_lifespan,
+        redoc_url=None,
+        generate_unique_id_function=_operation_id,
+        redirect_slashes=False,
+    )
+    database = Database(settings.database)
+    nudges = Nudges(settings.broker)
+    app.state.settings = settings
+    app.state.database = database
+    app.state.nudges = nudges
+    app.state.catalog = Catalog(settings.bases)
+    app.state.metrics = Metrics(database)
+    app.state.uploads = Gate()
+    app.state.routes = [route for router in ROUTERS for route in router.routes]
+    for router in ROUTERS:
+        app.include_router(router)
+    add_error_handlers(app)
+    app.add_middleware(Limits, settings=settings)  # innermost: added first
+    app.add_middleware(Authentication, api=app)
+    app.add_middleware(Surroundings, api=app)
+    app.openapi = lambda: _openapi(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    state = app.state
+    state.rouser = Rouser(state.nudges)
+    state.watch = Watch(state.database, state.settings.broker)
+    await state.watch.start()
+    state.services = Services(
+        settings=state.settings,
+        database=state.database,
+        store=open_store(state.settings),
+        catalog=state.catalog,
+        nudges=state.nudges,
+        rouser=state.rouser,
+        watch=state.watch,
+    )
+    threading.Thread(target=_warm, args=(state.catalog,), name="warm", daemon=True).start()
+    try:
+        yield
+    finally:
+        await state.watch.close()
+        state.rouser.close()
+        state.nudges.close()
+        state.database.close()
+
+
+def _warm(catalog: Catalog) -> None:
+    """Read the bases' fingerprints before somebody waits for them."""
+    try:
+        log.info("bases.read", names=catalog.names())
+    except Exception as error:
+        log.warning("bases.unreadable", error=str(error))
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+def _openapi(app: FastAPI) -> dict[str, object]:
+    """FastAPI's own, with the problem shape, the key, and without its 422 shape, which is not ours."""
+    if app.openapi_schema:
+        return app.openapi_schema
+    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    components = schema.setdefault("components", {})
+    shapes = components.setdefault("schemas", {})
+    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    shapes |= problem.pop("$defs") | {"Problem": problem}
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    said = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for path, methods in schema["paths"].items():
+        for operation in methods.values():
+            if path.startswith("/v1/"):
+                operation["security"] = [{"key": []}]
+            if "422" in operation["responses"]:
+                operation["responses"]["422"]["content"] = said
+    shapes.pop("HTTPValidationError", None)
+    shapes.pop("ValidationError", None)
+    app.openapi_schema = schema
+    return schema

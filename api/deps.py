@@ -1,0 +1,90 @@
+"""What a route may ask for. One request is one transaction."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, cast
+
+from fastapi import Depends, Query, Request
+from sqlalchemy.orm import Session
+
+from api.middleware import CALLER, Caller
+from api.schemas.base import Text
+from api.services import Services
+from api.watch import Watch
+from core import faults, outbox
+from core.bases import Catalog
+from core.errors import DomainError, Unavailable
+from core.settings import Settings
+from core.storage.base import ObjectStore
+
+
+def services_of(request: Request) -> Services:
+    return cast(Services, request.app.state.services)
+
+
+ServicesDep = Annotated[Services, Depends(services_of)]
+
+
+def get_session(services: ServicesDep) -> Iterator[Session]:
+    """Commit if the route returns, roll back if it raises; then say that there is work, if there is."""
+    with services.database.write() as session:
+        yield session
+        faults.point("before_commit")
+    committed(services, session)
+
+
+def committed(services: Services, session: Session) -> None:
+    """After the commit: a word that is lost costs a poll, so no request waits for the broker."""
+    faults.point("after_commit_before_publish")
+    if session.info.get(outbox.NUDGES):
+        services.rouser.rouse()
+    faults.point("after_commit_before_reply")
+
+
+def get_read_session(services: ServicesDep) -> Iterator[Session]:
+    with services.database.read() as session:
+        yield session
+
+
+# scope="function": the commit comes before the response, so a client never sees a lost 2xx.
+SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+ReadSessionDep = Annotated[Session, Depends(get_read_session, scope="function")]
+
+
+def get_caller(request: Request) -> Caller:
+    return cast(Caller, request.scope[CALLER])
+
+
+def get_store(services: ServicesDep) -> ObjectStore:
+    return services.store
+
+
+def get_settings(services: ServicesDep) -> Settings:
+    return services.settings
+
+
+def get_watch(services: ServicesDep) -> Watch:
+    return services.watch
+
+
+def get_catalog(services: ServicesDep) -> Catalog:
+    """The bases, or 503: a base that cannot be read is the operator's trouble, not the caller's."""
+    try:
+        services.catalog.names()
+    except DomainError as error:
+        raise Unavailable("a base model of this service cannot be read", code="base_unavailable") from error
+    return services.catalog
+
+
+TenantDep = Annotated[Caller, Depends(get_caller)]
+StoreDep = Annotated[ObjectStore, Depends(get_store)]
+SettingsDep = Annotated[Settings, Depends(get_settings)]
+CatalogDep = Annotated[Catalog, Depends(get_catalog)]
+WatchDep = Annotated[Watch, Depends(get_watch)]
+
+LimitParam = Annotated[int, Query(ge=1, le=100, description="How many at most.")]
+AfterParam = Annotated[Text | None, Query(max_length=200, description="Id of the last one of the page before.")]
+
+
+def public_url(services: Services, request: Request, path: str) -> str:
+    base: Any = services.settings.public_url or request.base_url
+    return f"{str(base).rstrip('/')}{path}"

@@ -1,0 +1,263 @@
+"""Trouble, translated once: every error is a problem document (RFC 9457) that OpenAI's clients understand as well."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi import HTTPException as RouteException
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from core.errors import Conflict, DomainError, Invalid, NotFound, OverQuota, Unavailable
+from core.storage.base import ObjectMissing
+from core.tenants.service import Suspended, Unauthenticated
+
+log = structlog.get_logger()
+
+RETRY_SECONDS = 2
+
+
+class Malformed(DomainError):
+    """The request cannot be parsed."""
+
+    code = "malformed_request"
+
+
+class TooLarge(DomainError):
+    code = "body_too_large"
+
+
+class TooSlow(DomainError):
+    code = "body_too_slow"
+
+
+class UnsupportedMedia(DomainError):
+    code = "unsupported_media_type"
+
+
+class PreconditionFailed(DomainError):
+    """If-Match names a state that is not the present one."""
+
+    code = "precondition_failed"
+
+
+class InFlight(Conflict):
+    """The one conflict that is worth a retry: the same request is under way."""
+
+    code = "idempotency_in_flight"
+
+
+class StillDrawing(Unavailable):
+    """The wait is over, the work is not: `location` tells where its result will be."""
+
+    code = "image_not_ready"
+
+    def __init__(self, message: str, location: str) -> None:
+        super().__init__(message)
+        self.location = location
+
+
+class Refusal(RouteException):
+    """A DomainError on its way through FastAPI's body reading, which lets only HTTPExceptions pass as they are."""
+
+    def __init__(self, error: DomainError) -> None:
+        super().__init__(_status_of(error), str(error))
+        self.error = error
+
+
+STATUS: dict[type[DomainError], int] = {
+    Malformed: 400,
+    Unauthenticated: 401,
+    Suspended: 403,
+    NotFound: 404,
+    TooSlow: 408,
+    Conflict: 409,
+    ObjectMissing: 410,
+    PreconditionFailed: 412,
+    TooLarge: 413,
+    UnsupportedMedia: 415,
+    Invalid: 422,
+    OverQuota: 429,
+    Unavailable: 503,
+}
+
+_CODES = {404: "route_not_found", 405: "method_not_allowed", 400: "malformed_request", 413: "body_too_large"}
+
+PROBLEM_TYPE = "application/problem+json"
+
+
+class ProblemResponse(JSONResponse):
+    media_type = PROBLEM_TYPE
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, separators=(",", ":")).encode()  # ASCII: whatever a caller sent can be shown
+
+
+def problem(
+    status: int,
+    code: str,
+    detail: str,
+    instance: str,
+    *,
+    errors: Sequence[Mapping[str, str]] = (),
+    headers: Mapping[str, str] | None = None,
+) -> ProblemResponse:
+    """`errors` holds a JSON pointer and a sentence per field at fault; the first is OpenAI's `param`."""
+    body = {
+        "type": f"urn:difffit:error:{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "instance": instance,
+        "errors": list(errors),
+        "error": {
+            "code": code,
+            "message": detail,
+            "param": errors[0]["pointer"].strip("/").replace("/", ".") or None if errors else None,
+            "type": _openai_type(status),
+        },
+    }
+    return ProblemResponse(body, status, headers=dict(headers or {}))
+
+
+def domain_problem(error: DomainError, instance: str) -> ProblemResponse:
+    errors = [{"pointer": error.pointer, "detail": str(error)}] if error.pointer else []
+    status = _status_of(error)
+    return problem(status, error.code, str(error), instance, errors=errors, headers=_headers_of(error))
+
+
+def unavailable(instance: str) -> ProblemResponse:
+    """The database does not answer."""
+    error = Unavailable("the database does not answer now: ask again", code="database_unavailable")
+    return domain_problem(error, instance)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(DomainError)
+    async def _domain(request: Request, error: DomainError) -> Response:
+        return domain_problem(error, request.url.path)
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation(request: Request, error: RequestValidationError) -> Response:
+        return _validation_problem(error, request.url.path)
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        if isinstance(error, Refusal):
+            return domain_problem(error.error, request.url.path)
+        return _http_problem(error, request)
+
+    @app.exception_handler(OperationalError)
+    @app.exception_handler(InterfaceError)
+    @app.exception_handler(PoolTimeout)
+    async def _database(request: Request, error: Exception) -> Response:
+        log.warning("database.unavailable", error=type(error).__name__)
+        return unavailable(request.url.path)
+
+
+def unexpected(instance: str) -> ProblemResponse:
+    detail = "something went wrong on our side; x-request-id names it in our logs"
+    return problem(500, "internal_error", detail, instance)
+
+
+def _status_of(error: DomainError) -> int:
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
+
+
+def _headers_of(error: DomainError) -> dict[str, str]:
+    if isinstance(error, Unauthenticated):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, OverQuota):
+        return {"Retry-After": str(error.retry_after_seconds)}
+    if isinstance(error, StillDrawing):  # a retry would draw it a second time: look at Location instead
+        return {"Retry-After": str(RETRY_SECONDS), "Location": error.location, "x-should-retry": "false"}
+    if isinstance(error, Unavailable):
+        return {"Retry-After": str(RETRY_SECONDS)}
+    if isinstance(error, InFlight):
+        return {"Retry-After": "1"}
+    if isinstance(error, Conflict):
+        return {"x-should-retry": "false"}
+    return {}
+
+
+def _http_problem(error: HTTPException, request: Request) -> ProblemResponse:
+    status, headers = error.status_code, dict(error.headers or {})
+    code = _CODES.get(status, "http_error")
+    detail = str(error.detail)
+    if status == 404:
+        detail = f"no such route: {request.url.path}; see /docs"
+    elif status == 405:
+        headers["Allow"] = ", ".join(allowed_methods(request)) or headers.get("Allow", "")
+        detail = f"{request.method} is not offered here: {headers['Allow']}"
+    elif status == 400:
+        detail = "the body cannot be parsed: send JSON in UTF-8, not too deeply nested"
+    return problem(status, code, detail, request.url.path, headers=headers)
+
+
+def allowed_methods(request: Request) -> list[str]:
+    """The methods of every route on this path; Starlette would name those of the first alone."""
+    routes = request.app.state.routes
+    methods: set[str] = set()
+    for route in routes:
+        if route.path_regex.match(request.url.path):
+            methods |= route.methods or set()
+    return sorted(methods)
+
+
+def _validation_problem(error: RequestValidationError, instance: str) -> ProblemResponse:
+    found = error.errors()
+    if any(item["type"] == "json_invalid" for item in found):
+        reason = next(item.get("ctx", {}).get("error", "") for item in found if item["type"] == "json_invalid")
+        return problem(400, "malformed_json", f"the body is no JSON: {reason}", instance)
+    errors = list({json.dumps(entry): entry for entry in map(_field, found)}.values())[:20]
+    detail = "; ".join(f"{entry['pointer'] or 'body'}: {entry['detail']}" for entry in errors[:3])
+    return problem(422, "invalid", detail, instance, errors=errors)
+
+
+def _field(item: Mapping[str, Any]) -> dict[str, str]:
+    """One field at fault, what it was never repeated: it may be long or hostile."""
+    place, *rest = item["loc"]
+    parts = [_escaped(str(part)) for part in rest if not _is_union_tag(str(part))]
+    pointer = "".join(f"/{part}" for part in parts)
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        message = "this field is not known here"
+    elif item["type"] == "missing":
+        message = "this field is required"
+    elif item["type"] in ("model_attributes_type", "model_type", "dict_type"):
+        message = "send a JSON object"
+    if place in ("query", "header"):
+        message = f"{message} ({place} parameter)"
+    return {"pointer": pointer, "detail": _short(message)}
+
+
+def _is_union_tag(part: str) -> bool:
+    """Pydantic names the member of a union that was tried; that is no place in the document."""
+    return (
+        re.fullmatch(r"[A-Z]\w+|(int|float|str|bool|list|dict|literal|function|constrained|nullable)\b.*", part)
+        is not None
+    )
+
+
+def _escaped(part: str) -> str:
+    return part[:100].replace("~", "~0").replace("/", "~1")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 500 else text[:500] + "…"
+
+
+def _openai_type(status: int) -> str:
+    if status >= 500:
+        return "server_error"
+    return {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
+        status, "invalid_request_error"
+    )

@@ -1,0 +1,65 @@
+"""Adapters: what jobs made. Some 0.1 % of their base each."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from api.content import object_reply
+from api.deps import AfterParam, LimitParam, ReadSessionDep, SessionDep, StoreDep, TenantDep
+from api.schemas.adapters import AdapterRead, AdapterUpdate
+from api.schemas.base import Deleted, ListRead, problems
+from api.states import check_state, state_reply
+from core.adapters import service as adapters
+from core.adapters.repository import AdapterRepository
+
+router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+
+
+@router.get("", responses=problems(404, 422), summary="List adapters, newest first")
+def list_adapters(
+    session: ReadSessionDep, caller: TenantDep, after: AfterParam = None, limit: LimitParam = 20
+) -> ListRead[AdapterRead]:
+    page = AdapterRepository(session, caller.tenant_id).list_newest(after, limit)
+    return ListRead[AdapterRead].of([AdapterRead.of(row) for row in page.rows], page.has_more)
+
+
+@router.get("/{adapter_id}", response_model=AdapterRead, responses=problems(404), summary="An adapter")
+def get_adapter(adapter_id: str, request: Request, session: ReadSessionDep, caller: TenantDep) -> Response:
+    return state_reply(request, AdapterRead.of(AdapterRepository(session, caller.tenant_id).get(adapter_id)))
+
+
+@router.patch(
+    "/{adapter_id}", response_model=AdapterRead, responses=problems(400, 404, 412, 422), summary="Change its metadata"
+)
+def update_adapter(
+    adapter_id: str, body: AdapterUpdate, request: Request, session: SessionDep, caller: TenantDep
+) -> Response:
+    """`metadata` replaces what was there. `If-Match` refuses to overwrite what somebody else changed meanwhile."""
+    present = AdapterRepository(session, caller.tenant_id).lock(adapter_id)
+    check_state(request, AdapterRead.of(present))
+    changed = adapters.update_adapter(session, caller.tenant_id, adapter_id, body.metadata)
+    return state_reply(request, AdapterRead.of(changed))
+
+
+@router.delete("/{adapter_id}", responses=problems(404, 412), summary="Delete an adapter")
+def delete_adapter(adapter_id: str, request: Request, session: SessionDep, caller: TenantDep) -> Deleted:
+    """Image requests that are under way end on it; new ones answer 404."""
+    check_state(request, AdapterRead.of(AdapterRepository(session, caller.tenant_id).lock(adapter_id)))
+    adapters.delete_adapter(session, caller.tenant_id, adapter_id)
+    return Deleted(id=adapter_id, object="adapter")
+
+
+@router.head("/{adapter_id}/content", include_in_schema=False)
+@router.get(
+    "/{adapter_id}/content",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {}}}, **problems(404, 410)},
+    summary="The adapter as safetensors",
+)
+def get_adapter_content(
+    adapter_id: str, request: Request, session: ReadSessionDep, caller: TenantDep, store: StoreDep
+) -> Response:
+    row = AdapterRepository(session, caller.tenant_id).get(adapter_id)
+    kind, name = "application/octet-stream", f"{row.id}.safetensors"
+    return object_reply(
+        request, store, row.object_key, digest=row.sha256, size=row.bytes, media_type=kind, filename=name
+    )

@@ -1,0 +1,179 @@
+"""Images, OpenAI's shape: a row in the queue, drawn by a device worker in whatever batch is running."""
+
+import base64
+from typing import Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from sqlalchemy.orm import Session
+
+from api.content import object_reply
+from api.deps import CatalogDep, ReadSessionDep, ServicesDep, StoreDep, TenantDep, committed, public_url
+from api.errors import StillDrawing
+from api.once import REPLAYED, Once, OnceDep
+from api.schemas.base import problems
+from api.schemas.images import GenerationRead, ImageCreate, ImageRead, ImagesRead
+from api.services import Services
+from core import faults
+from core.adapters.repository import AdapterRepository
+from core.bases import Catalog
+from core.diffusion.catalog import BaseSummary
+from core.errors import Conflict, DomainError, Invalid, NotFound, Unavailable
+from core.models import Adapter, Sample
+from core.samples import service as samples
+from core.samples.repository import SampleRepository
+from core.samples.spec import resolve
+from core.storage.base import ObjectMissing
+
+router = APIRouter(prefix="/v1/images/generations", tags=["images"])
+
+_REFUSED = frozenset({"invalid", "unknown_class", "unknown_model", "adapter_incompatible"})
+
+
+@router.post(
+    "",
+    response_model=ImagesRead,
+    responses={202: {"model": GenerationRead, "description": "With Prefer: respond-async"}}
+    | problems(400, 404, 409, 410, 422, 429),
+    summary="Draw images",
+)
+async def create_image(
+    body: ImageCreate,
+    request: Request,
+    caller: TenantDep,
+    services: ServicesDep,
+    once: OnceDep,
+    catalog: CatalogDep,
+) -> Response:
+    """Waits for the images. `Prefer: respond-async` answers 202 at once, with a Location to look at."""
+    sample_id, is_new = await to_thread.run_sync(_create, services, catalog, body, once)
+    headers = {} if is_new else dict(REPLAYED)
+    location = f"{router.prefix}/{sample_id}"
+    is_async = "respond-async" in [word.strip().lower() for word in request.headers.get("prefer", "").split(",")]
+    if is_async:
+        read = await to_thread.run_sync(_generation, services, request, caller.tenant_id, sample_id)
+        headers |= {"Location": location, "Preference-Applied": "respond-async"}
+        return JSONResponse(read.model_dump(mode="json"), 202, headers=headers)
+    seconds = services.settings.image_wait_seconds
+    if not await services.watch.wait(sample_id, seconds):
+        raise StillDrawing(f"{sample_id} is not drawn after {seconds:g} s; it goes on: GET {location}", location)
+    as_url = body.response_format == "url"
+    images = await to_thread.run_sync(_images, services, request, caller.tenant_id, sample_id, as_url)
+    return JSONResponse(images.model_dump(mode="json", exclude_none=False), headers=headers)
+
+
+@router.get("/{generation_id}", responses=problems(404), summary="A request for images and where they lie")
+def get_image_generation(
+    generation_id: str, request: Request, services: ServicesDep, session: ReadSessionDep, caller: TenantDep
+) -> GenerationRead:
+    return _as_generation(services, request, SampleRepository(session, caller.tenant_id).get(generation_id))
+
+
+@router.head("/{generation_id}/images/{index}", include_in_schema=False)
+@router.get(
+    "/{generation_id}/images/{index}",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}, **problems(404, 410)},
+    summary="An image as PNG",
+)
+def get_image(
+    generation_id: str, index: str, request: Request, session: ReadSessionDep, caller: TenantDep, store: StoreDep
+) -> Response:
+    row = SampleRepository(session, caller.tenant_id).get(generation_id)
+    images = _kept(row) if row.status == "succeeded" else []
+    if index not in [str(number) for number in range(len(images))]:
+        raise NotFound(f"image generation {generation_id} has no image {index}")
+    image = images[int(index)]
+    name = f"{row.id}-{index}.png"
+    return object_reply(
+        request, store, image["key"], digest=image["sha256"], size=image["bytes"], media_type="image/png", filename=name
+    )
+
+
+def _create(services: Services, catalog: Catalog, body: ImageCreate, once: Once) -> tuple[str, bool]:
+    """A request that was sent before under its key is the same row: its images are not drawn twice."""
+    with services.database.write() as session:
+        stored, is_new = once.once(session, lambda: {"sample_id": _queue(services, catalog, session, body, once).id})
+        faults.point("before_commit")
+    committed(services, session)
+    return stored["sample_id"], is_new
+
+
+def _queue(services: Services, catalog: Catalog, session: Session, body: ImageCreate, once: Once) -> Sample:
+    base, adapter = _model(catalog, session, once.tenant_id, body.model)
+    spec = resolve(
+        base,
+        adapter,
+        prompt=body.prompt,
+        n=body.n or 1,
+        size=body.size,
+        seed=body.seed,
+        steps=body.steps,
+        solver=body.solver,
+        guidance=body.guidance,
+        guidance_scale=body.guidance_scale,
+        adapter_scale=body.adapter_scale,
+        max_n=services.settings.max_images_per_request,
+    )
+    return samples.create_sample(session, once.tenant_id, base, adapter, spec, services.settings.max_queued_samples)
+
+
+def _model(catalog: Catalog, session: Session, tenant_id: str, name: str) -> tuple[BaseSummary, Adapter | None]:
+    """A base, or an adapter of the tenant's own on its base. Raises NotFound, Invalid or Conflict."""
+    if not name.startswith("ft:"):
+        return catalog.get(name), None
+    adapter = AdapterRepository(session, tenant_id).find_model(name)
+    if adapter is None:
+        raise NotFound(f"no model {name}", code="model_not_found", pointer="/model")
+    if adapter.base not in catalog.names() or catalog.get(adapter.base).fingerprint != adapter.base_fingerprint:
+        raise Conflict(
+            f"this model was made for another {adapter.base} than the one that this service has now",
+            code="base_changed",
+            pointer="/model",
+        )
+    return catalog.get(adapter.base), adapter
+
+
+def _images(services: Services, request: Request, tenant_id: str, sample_id: str, as_url: bool) -> ImagesRead:
+    with services.database.read() as session:
+        row = SampleRepository(session, tenant_id).get(sample_id)
+    if row.status != "succeeded":
+        raise _trouble(row)
+    if as_url:
+        return ImagesRead.of(row, _linked(services, request, row))
+    drawn = [(services.store.get(image["key"]), image["seed"]) for image in _kept(row)]
+    return ImagesRead.of(row, [ImageRead(b64_json=base64.b64encode(data).decode(), seed=seed) for data, seed in drawn])
+
+
+def _generation(services: Services, request: Request, tenant_id: str, sample_id: str) -> GenerationRead:
+    with services.database.read() as session:
+        row = SampleRepository(session, tenant_id).get(sample_id)
+    return _as_generation(services, request, row)
+
+
+def _as_generation(services: Services, request: Request, row: Sample) -> GenerationRead:
+    return GenerationRead.of(row, _linked(services, request, row) if row.images is not None else None)
+
+
+def _linked(services: Services, request: Request, row: Sample) -> list[ImageRead]:
+    path = f"{router.prefix}/{row.id}/images"
+    return [
+        ImageRead(url=public_url(services, request, f"{path}/{index}"), seed=image["seed"])
+        for index, image in enumerate(_kept(row))
+    ]
+
+
+def _kept(row: Sample) -> list[dict[str, Any]]:
+    if row.images is None:
+        raise ObjectMissing(f"the images of {row.id} were kept for a time that is over", code="images_expired")
+    return row.images
+
+
+def _trouble(row: Sample) -> DomainError:
+    """Why nothing was drawn: the caller's doing is 422, ours is 503."""
+    error = row.error or {"code": "cancelled", "message": "the request was cancelled", "param": None}
+    if error["code"] in _REFUSED:
+        pointer = f"/{error['param']}" if error.get("param") else None
+        return Invalid(error["message"], code=error["code"], pointer=pointer)
+    return Unavailable(error["message"], code=error["code"])

@@ -1,0 +1,111 @@
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Field
+
+from api.schemas.base import Body, Text
+from api.schemas.jobs import JobError
+from core.clock import to_unix
+from core.models import Sample
+from core.sampling.request import MAX_ADAPTER_SCALE, MAX_GUIDANCE_SCALE, MAX_SEED, MAX_STEPS, Guidance, Solver
+
+MAX_IMAGES = 1_000  # the settings' own limit is lower and named in its refusal
+
+
+class ImageCreate(Body):
+    """OpenAI's image request, and what a diffusion model can be asked besides.
+
+    OpenAI's other parameters are taken where they ask for what is done anyway (`output_format: png`), else refused.
+    """
+
+    model: Annotated[Text, Field(min_length=1, max_length=300, description="A base's name or your own `ft:…`.")]
+    prompt: Annotated[Text, Field(max_length=1_000)] | None = Field(
+        None, description="A class name of the model; empty draws without a class."
+    )
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = 1
+    size: Annotated[Text, Field(max_length=20)] | None = Field(None, description="`auto`, or the model's own size.")
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED - MAX_IMAGES)] | None = Field(
+        None, description="Image i is drawn from seed + i. Left out: one is chosen."
+    )
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
+    solver: Solver | None = None
+    guidance: Guidance | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE)] | None = None
+    adapter_scale: Annotated[float, Field(ge=-MAX_ADAPTER_SCALE, le=MAX_ADAPTER_SCALE)] | None = Field(
+        None, description="0 is the base, 1 the adapter."
+    )
+    response_format: Literal["b64_json", "url"] | None = "b64_json"
+
+    user: Annotated[Text, Field(max_length=512)] | None = Field(None, description="Taken and not kept.")
+    output_format: Literal["png"] | None = None
+    output_compression: Literal[100] | None = None
+    background: Literal["auto", "opaque"] | None = None
+    quality: Literal["auto", "standard"] | None = None
+    stream: Literal[False] | None = None
+    partial_images: Literal[0] | None = None
+
+
+class ImageRead(BaseModel):
+    b64_json: str | None = None
+    url: str | None = None
+    revised_prompt: None = None
+    seed: int
+
+
+class ImagesRead(BaseModel):
+    """OpenAI's reply. From `id` on the fields are ours."""
+
+    created: int
+    data: list[ImageRead]
+    output_format: Literal["png"] = "png"
+    size: str
+    id: str
+    model: str
+    stats: dict[str, Any]
+
+    @classmethod
+    def of(cls, row: Sample, data: list[ImageRead]) -> Self:
+        return cls(
+            created=to_unix(row.finished_at) or 0,
+            data=data,
+            size=_size(row),
+            id=row.id,
+            model=row.model,
+            stats=row.stats or {},
+        )
+
+
+class GenerationRead(BaseModel):
+    """A request for images, whatever its state; `data` names the images once they are drawn."""
+
+    id: str
+    object: Literal["image.generation"] = "image.generation"
+    created_at: int
+    finished_at: int | None
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    model: str
+    request: dict[str, Any]
+    size: str
+    data: list[ImageRead] | None
+    stats: dict[str, Any] | None
+    error: JobError | None
+
+    @classmethod
+    def of(cls, row: Sample, data: list[ImageRead] | None) -> Self:
+        return cls.model_validate(
+            {
+                "id": row.id,
+                "created_at": to_unix(row.created_at),
+                "finished_at": to_unix(row.finished_at),
+                "status": row.status,
+                "model": row.model,
+                "request": row.request,
+                "size": _size(row),
+                "data": data,
+                "stats": row.stats,
+                "error": row.error,
+            }
+        )
+
+
+def _size(row: Sample) -> str:
+    return f"{row.request['size']}x{row.request['size']}"
