@@ -4,6 +4,7 @@ import io
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_ISREG
@@ -11,6 +12,7 @@ from stat import S_ISREG
 from core.storage.base import ObjectInfo, ObjectMissing, StorageUnavailable
 
 _STAGING = ".staging"
+_ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)  # `a` where only `a/b` was put, and the reverse
 
 
 class LocalStore:
@@ -43,10 +45,7 @@ class LocalStore:
             staged.unlink(missing_ok=True)
 
     def get(self, key: str) -> bytes:
-        try:
-            return self._path(key).read_bytes()
-        except FileNotFoundError as error:
-            raise ObjectMissing(f"no object {key}") from error
+        return b"".join(self.stream(key))
 
     def get_file(self, key: str, path: Path) -> None:
         chunks = self.stream(key)
@@ -57,12 +56,15 @@ class LocalStore:
     def stream(self, key: str, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
         try:
             file = self._path(key).open("rb")
-        except FileNotFoundError as error:
+        except _ABSENT as error:
             raise ObjectMissing(f"no object {key}") from error
+        except OSError as error:
+            raise StorageUnavailable(f"cannot read an object: {error.strerror}") from error
         return self._chunks(file, chunk_bytes)
 
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        with suppress(*_ABSENT):
+            self._path(key).unlink()
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         for path in sorted(self._root.rglob("*")):

@@ -1,0 +1,197 @@
+"""What every object store must do, on the folder and on a real S3 server."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.settings import Settings
+from core.storage import open_store
+from core.storage.base import ObjectMissing, ObjectStore, StorageUnavailable
+from core.storage.local import LocalStore
+from core.storage.s3 import S3Store
+from tests.conftest import make_settings
+from tests.races import race
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.stack)])
+def store(request: pytest.FixtureRequest) -> ObjectStore:
+    settings: Settings = request.getfixturevalue("settings" if request.param == "local" else "s3_settings")
+    opened = open_store(settings)
+    assert isinstance(opened, LocalStore if request.param == "local" else S3Store)
+    return opened
+
+
+def keys_of(store: ObjectStore, prefix: str = "") -> list[str]:
+    return sorted(info.key for info in store.list(prefix))
+
+
+@pytest.mark.parametrize("data", [b"", b"x", bytes(range(256)) * 5000])
+def test_what_is_put_is_got_back(store: ObjectStore, data: bytes) -> None:
+    store.put("tenant-1/datasets/file-1/archive", data)
+    assert store.get("tenant-1/datasets/file-1/archive") == data
+    assert b"".join(store.stream("tenant-1/datasets/file-1/archive", 1000)) == data
+    assert [info.size for info in store.list()] == [len(data)]
+
+
+@pytest.mark.parametrize("size", [0, 1, 20 * 1024**2 + 7])  # the last one goes to S3 in parts
+def test_files_go_in_and_come_out_whole(store: ObjectStore, tmp_path: Path, size: int) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(os.urandom(size))
+    store.put_file("a/b", source)
+    store.get_file("a/b", target)
+    assert target.read_bytes() == source.read_bytes() == b"".join(store.stream("a/b"))
+    assert source.exists()
+
+
+def test_an_object_that_is_not_there_is_missing_and_leaves_no_file(store: ObjectStore, tmp_path: Path) -> None:
+    store.put("folder/object", b"x")
+    target = tmp_path / "target"
+    reads: list[Callable[[str], Any]] = [store.get, store.stream, lambda key: store.get_file(key, target)]
+    for key in ("nothing", "folder/other", "folder", "folder/object/deeper"):
+        for read in reads:
+            with pytest.raises(ObjectMissing):
+                read(key)
+    assert not target.exists()
+
+
+def test_a_second_put_replaces_the_first(store: ObjectStore) -> None:
+    store.put("key", b"first, and longer")
+    store.put("key", b"second")
+    store.put("key", b"second")
+    assert store.get("key") == b"second"
+    assert keys_of(store) == ["key"]
+
+
+def test_deleting_twice_is_no_error(store: ObjectStore) -> None:
+    store.put("key", b"x")
+    store.put("key-2", b"x")
+    for _ in range(2):
+        store.delete("key")
+        assert keys_of(store) == ["key-2"]
+    store.put("folder/object", b"x")
+    for absent in ("never/was", "folder", "folder/object/deeper"):
+        store.delete(absent)
+    assert keys_of(store) == ["folder/object", "key-2"]
+
+
+def test_a_list_holds_what_begins_with_the_prefix(store: ObjectStore) -> None:
+    for key in ("tenant-1/a", "tenant-1/b/c", "tenant-10/a", "tenant-2/a"):
+        store.put(key, b"12345")
+    assert keys_of(store, "tenant-1/") == ["tenant-1/a", "tenant-1/b/c"]
+    assert keys_of(store, "tenant-1") == ["tenant-1/a", "tenant-1/b/c", "tenant-10/a"]
+    assert keys_of(store, "nobody/") == []
+    (info,) = store.list("tenant-2/")
+    assert (info.size, info.modified_at.utcoffset() is not None) == (5, True)
+
+
+def test_a_list_goes_beyond_one_page_of_s3(store: ObjectStore) -> None:
+    keys = [f"many/{number:04d}" for number in range(1003 if isinstance(store, LocalStore) else 1001)]
+    for key in keys:
+        store.put(key, b"")
+    assert keys_of(store, "many/") == keys
+
+
+def test_readers_see_one_version_or_the_other_while_it_is_replaced(store: ObjectStore) -> None:
+    versions = [bytes([number]) * 200_000 for number in range(2)]
+    store.put("key", versions[0])
+
+    def write() -> None:
+        for number in range(10):
+            store.put("key", versions[number % 2])
+
+    def read() -> set[bytes]:
+        return {store.get("key") for _ in range(15)}
+
+    seen = race(write, read, read)
+    assert (seen[1] | seen[2]) <= set(versions)
+
+
+def test_a_store_that_is_there_answers(store: ObjectStore) -> None:
+    store.ping()
+
+
+# --- the folder
+
+
+def test_a_put_that_fails_leaves_nothing(tmp_path: Path, settings: Settings) -> None:
+    store = open_store(settings)
+    with pytest.raises(StorageUnavailable):
+        store.put_file("key", tmp_path / "not-there")
+    folder = Path(settings.objects)
+    (folder / "blocked").write_bytes(b"a file where a folder is needed")
+    with pytest.raises(StorageUnavailable):
+        store.put("blocked/key", b"x")
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["blocked"]
+
+
+def test_half_an_object_is_no_object(settings: Settings) -> None:
+    """What a killed process leaves behind is not listed and not read."""
+    store = open_store(settings)
+    store.ping()
+    (Path(settings.objects) / ".staging" / "half").write_bytes(b"ha")
+    assert keys_of(store) == []
+
+
+@pytest.mark.parametrize("key", ["../outside", "a/../../outside", "/etc/hostname"])
+def test_no_key_leaves_the_folder(settings: Settings, key: str) -> None:
+    store = open_store(settings)
+    for use in (store.get, store.delete, lambda name: store.put(name, b"x")):
+        with pytest.raises(ValueError, match="left the store"):
+            use(key)
+
+
+def test_a_folder_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageUnavailable):
+        LocalStore(tmp_path / "file" / "objects").ping()
+
+
+# --- S3
+
+
+@pytest.mark.stack
+def test_two_prefixes_of_one_bucket_do_not_see_each_other(s3_settings: Settings) -> None:
+    other = s3_settings.model_copy(update={"object_store": f"{s3_settings.object_store}-other"})
+    here, there = open_store(s3_settings), open_store(other)
+    here.put("key", b"here")
+    assert keys_of(there) == []
+    with pytest.raises(ObjectMissing):
+        there.get("key")
+
+
+@pytest.mark.stack
+def test_a_wrong_key_and_a_missing_bucket_are_said(s3_settings: Settings) -> None:
+    wrong = make_settings(s3_settings.data_dir, **_raw(s3_settings) | {"s3_secret_access_key": "wrong"})
+    with pytest.raises(StorageUnavailable, match=r"SignatureDoesNotMatch|403"):
+        open_store(wrong).put("key", b"x")
+    absent = make_settings(s3_settings.data_dir, **_raw(s3_settings) | {"object_store": "s3://no-such-bucket"})
+    with pytest.raises((StorageUnavailable, ObjectMissing)):
+        open_store(absent).ping()
+
+
+def test_a_server_that_does_not_answer_is_unavailable(tmp_path: Path) -> None:
+    settings = make_settings(
+        tmp_path,
+        object_store="s3://bucket/prefix",
+        s3_endpoint_url="http://127.0.0.1:9",  # discard: nobody listens there
+        s3_access_key_id="a",
+        s3_secret_access_key="b",
+    )
+    store = open_store(settings)
+    (tmp_path / "file").write_bytes(b"x")
+    for use in (store.ping, lambda: store.put_file("key", tmp_path / "file"), lambda: next(store.list())):
+        with pytest.raises(StorageUnavailable):
+            use()
+
+
+def _raw(settings: Settings) -> dict[str, Any]:
+    assert settings.s3_secret_access_key is not None
+    return {
+        "object_store": settings.object_store,
+        "s3_endpoint_url": settings.s3_endpoint_url,
+        "s3_access_key_id": settings.s3_access_key_id,
+        "s3_secret_access_key": settings.s3_secret_access_key.get_secret_value(),
+    }
