@@ -103,7 +103,8 @@ def write_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 def read_header(data: bytes) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int, ...]]]]:
     """Metadata, and (dtype, shape) by tensor name, before a single tensor is made."""
-    if data[:2] == b"\x80\x02" or data[:2] == b"PK" or data[:1] == b"\x80":
+    # A safetensors file may begin with the same bytes (its header's length), but its ninth opens a JSON object.
+    if data[8:9] != b"{" and (data[:2] == b"PK" or data[:1] == b"\x80"):
         raise CorruptAdapter("this is a pickle (or a zip of pickles); only safetensors is read")
     if len(data) < 8:
         raise CorruptAdapter(f"the file has {len(data)} bytes and is truncated")

@@ -175,3 +175,12 @@ def test_a_changed_byte_gives_an_adapter_or_a_domain_error(data: bytes, place: f
 def test_meta_may_not_shadow_the_format(adapter: Adapter):
     with pytest.raises(Invalid, match=r"meta\.layout"):
         adapter_format.save(replace(adapter, meta={"layout": 1}))
+
+
+@pytest.mark.parametrize("length", [0x180, 0x4B50])
+def test_a_header_whose_length_looks_like_a_pickle_is_read(length: int) -> None:
+    """0x80 opens a pickle and "PK" a zip: lengths that end so are still lengths."""
+    note = "x" * (length - len(json.dumps({"__metadata__": {"note": ""}}, separators=(",", ":"))))
+    data = adapter_format.write_safetensors({}, {"note": note})
+    assert int.from_bytes(data[:8], "little") == length
+    assert adapter_format.read_header(data)[0] == {"note": note}
