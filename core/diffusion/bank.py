@@ -26,6 +26,8 @@ class AdapterBank:
         self._delta = torch.zeros(0, layout.hidden, device=self.device)  # (R, H)
         self._start = torch.zeros(0, dtype=torch.long, device=self.device)  # (R,)
         self._table = _RowTable()
+        self._names: list[frozenset[str]] = [frozenset()] * slots
+        self.in_use: frozenset[str] = frozenset()  # entries that any resident adapter has: all others are zero
         self.version = 0  # changes whenever the content of a slot does
         self._spans: list[tuple[int, int] | None] = [None] * slots  # (offset, rows with the null row) by slot
         rows = base.num_classes + 1
@@ -41,6 +43,7 @@ class AdapterBank:
         if int(starts.max()) > self.base.num_classes + 1 or int(starts.min()) < 0:
             raise Invalid("class_start names a class that the base does not have")
         self.evict(slot)
+        self._name(slot, frozenset(adapter.layout.by_name))
         self.theta[slot] = theta
         self._store(slot, adapter.class_delta, starts)
 
@@ -50,6 +53,7 @@ class AdapterBank:
         span = self._spans[slot]
         self.version += 1
         self.theta[slot].zero_()
+        self._name(slot, frozenset())
         self._spans[slot] = None
         if span is not None:
             offset, length = span
@@ -91,6 +95,10 @@ class AdapterBank:
     def _check(self, slot: int) -> None:
         if not 0 < slot < self.slots:
             raise Invalid(f"slot {slot}: adapters live in slots 1 to {self.slots - 1}, slot 0 is the base")
+
+    def _name(self, slot: int, names: frozenset[str]) -> None:
+        self._names[slot] = names
+        self.in_use = frozenset().union(*set(self._names))
 
     def _store(self, slot: int, delta: Tensor, starts: Tensor) -> None:
         self.version += 1

@@ -1,7 +1,7 @@
 """A frozen base: what every family answers to. Nothing of it is ever written; one thread at a time runs it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import numpy as np
@@ -94,13 +94,29 @@ class Base(ABC):
 
     @abstractmethod
     def forward(
-        self, x: Tensor, t: Tensor, rows: Tensor | None, c_rows: Tensor, layout: AdapterLayout | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        rows: Tensor | None,
+        c_rows: Tensor,
+        layout: AdapterLayout | None = None,
+        only: Set[str] | None = None,
     ) -> Tensor:
         """Predict (B, C_out, h, w) from x (B, C, h, w) at times t (B,) with class rows c_rows (B, H).
 
         `rows` is (B, P) of `layout` (default: this base's `difffit`), or (P,) when the whole batch shares one adapter,
-        or None for the bare base.
+        or None for the bare base. `only` names the entries that are not zero in all rows: the others' work is skipped,
+        which changes no bit.
         """
+
+    def values(
+        self, rows: Tensor | None, layout: AdapterLayout | None, only: Set[str] | None
+    ) -> dict[str, Tensor] | None:
+        """What the places get to see of the rows."""
+        if rows is None:
+            return None
+        values = (layout or self.layout()).split(rows.to(self.dtype))
+        return values if only is None else {name: value for name, value in values.items() if name in only}
 
     def places(self) -> Iterator[AdaptedAffine | AdaptedNorm]:
         """Every adapted module, in the network's order."""

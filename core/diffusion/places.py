@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -65,7 +66,9 @@ class AdaptedAffine(nn.Module):
         else:
             y = self.inner(x)
             if offset is not None:
-                y.add_(self._wide(offset, y))  # nothing keeps a linear map's own output for its backward
+                wide = self._wide(offset, y)
+                # In place saves a pass, but costs one where autograd must replay a write into a view.
+                y = y + wide if torch.is_grad_enabled() else y.add_(wide)
         for gamma in self.spec.gammas:
             scale = values.get(gamma.name)
             if scale is not None:

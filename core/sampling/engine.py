@@ -274,7 +274,7 @@ class Engine:
         times = torch.tensor([float(row.plan.times[row.step]) for row in rows]).to(base.device)  # (B,)
         again = torch.tensor(guided, dtype=torch.long, device=base.device)
         batch, t = torch.cat([x, x[again]]), torch.cat([times, times[again]])
-        out = base.forward(batch, t, theta, c_rows, self.bank.layout)[:, : base.channels].float()
+        out = base.forward(batch, t, theta, c_rows, self.bank.layout, self.bank.in_use)[:, : base.channels].float()
         conditional = out[: len(rows)]
         if guided:
             scale = torch.tensor([rows[number].request.guidance_scale for number in guided], device=base.device)

@@ -225,12 +225,12 @@ class Trainee:
     def validate(self) -> float | None:
         """See `validation_loss`."""
         data, device, schedule = self.data, self.base.device, self.base.schedule
-        held = data.held_out
-        if not len(held):
+        if not len(data.held_out):
             return None
-        rows = len(held) * math.ceil(VALIDATION_ROWS / len(held))
-        chosen = held.repeat(rows // len(held))
         chance = generator(self.spec.seed, "validation")
+        held = data.held_out[torch.randperm(len(data.held_out), generator=chance)[:VALIDATION_ROWS]]
+        chosen = held.repeat(max(1, VALIDATION_ROWS // len(held)))
+        rows = len(chosen)
         x0 = data.mean[chosen, 0].to(device)
         eps = torch.randn(x0.shape, generator=chance).to(device)
         times = ((torch.arange(rows) + torch.rand(rows, generator=chance)) / rows * len(schedule)).long()

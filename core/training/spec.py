@@ -111,8 +111,8 @@ def resolve(
         validation_every=ask.whole("validation_every", max(1, math.ceil(steps / 10)), 1, max_steps),
         checkpoint_every=ask.whole("checkpoint_every", max(1, math.ceil(steps / 10)), 1, max_steps),
         preview_every=preview_every,
-        preview_images=ask.whole("preview_images", max(4, min(classes, 8)), 1, 16),
-        preview_steps=ask.whole("preview_steps", 20, 1, 100),
+        preview_images=ask.whole("preview_images", max(1, min(classes, 4)), 1, 16),
+        preview_steps=ask.whole("preview_steps", 15, 1, 100),
     )
 
 

@@ -116,6 +116,22 @@ def test_class_rows_come_and_go_without_the_table_growing(base: Base):
     assert len(bank._delta) <= 256
 
 
+def test_entries_that_nobody_uses_are_skipped_without_changing_a_bit(base: Base):
+    wide = base.layout(gamma_depth="all", gamma_places=["attention", "mlp", "qkv", "projection"])
+    bank = AdapterBank(wide, base, slots=3)
+    bank.load(1, make_adapter(base, seed=1, layout=base.layout("bitfit")))
+    bank.load(2, make_adapter(base, seed=2))
+    assert bank.in_use == set(base.layout().by_name)
+    x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    t, c_rows = torch.tensor([10, 500, 900]), bank.class_rows(SLOTS, LABELS)
+    with torch.no_grad():
+        every = base.forward(x, t, bank.rows(SLOTS), c_rows, wide)
+        used = base.forward(x, t, bank.rows(SLOTS), c_rows, wide, bank.in_use)
+    assert torch.equal(every, used)
+    bank.evict(2)
+    assert bank.in_use == set(base.layout("bitfit").by_name)
+
+
 def test_an_adapter_of_another_base_is_refused(base: Base, latent_base: Base):
     bank = AdapterBank(base.layout(), base, slots=2)
     with pytest.raises(Conflict) as caught:

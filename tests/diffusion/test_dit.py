@@ -209,6 +209,17 @@ def test_latents_are_scaled_as_the_vae_says(latent_base: Base):
     assert latent_base.decode(mean).shape == (2, 32, 32, 3)
 
 
+def test_weights_stored_in_half_run_in_full(tmp_path: Path):
+    base = load_base(make_pipeline(tmp_path / "half", half=True))
+    assert {parameter.dtype for parameter in base.network.parameters()} == {torch.float32}
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    mean, _ = base.encode(images)
+    with torch.no_grad():
+        out = base.forward(mean, torch.tensor([1, 2]), None, base.class_table[:2])
+    assert out.dtype == mean.dtype == torch.float32
+    assert base.decode(out).dtype == np.uint8
+
+
 def test_a_base_takes_twice_its_own_size(base: Base):
     x = torch.randn(1, 3, 16, 16)
     with torch.no_grad():

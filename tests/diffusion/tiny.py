@@ -73,6 +73,7 @@ def make_pipeline(
     flow: bool = False,
     scheduler: dict[str, Any] | None = None,
     licence: str | None = "cc0-1.0",
+    half: bool = False,
     **transformer: Any,
 ) -> Path:
     """Save a whole pipeline with diffusers and return its folder; latents of 8 x 8, so images of 32 with a VAE."""
@@ -83,6 +84,8 @@ def make_pipeline(
         FlowMatchEulerDiscreteScheduler(**options) if flow else DDIMScheduler(**{"clip_sample": False, **options})
     )
     parts: dict[str, Any] = {"transformer": model, "scheduler": steps, "vae": make_vae() if vae else None}
+    if half:
+        parts = {name: part if name == "scheduler" or part is None else part.half() for name, part in parts.items()}
     DiTPipeline(**parts).save_pretrained(folder)
     index = folder / "model_index.json"
     data = json.loads(index.read_text())

@@ -1,5 +1,6 @@
 """Class-conditional DiT (Peebles & Xie, arXiv 2212.09748): diffusers' `DiTTransformer2DModel` in a pipeline folder."""
 
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,15 @@ class DiTBase(Base):
         return dict(self.network.transformer.config)
 
     def forward(
-        self, x: Tensor, t: Tensor, rows: Tensor | None, c_rows: Tensor, layout: AdapterLayout | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        rows: Tensor | None,
+        c_rows: Tensor,
+        layout: AdapterLayout | None = None,
+        only: Set[str] | None = None,
     ) -> Tensor:
-        values = None if rows is None else (layout or self.layout()).split(rows.to(self.dtype))
-        return self.network(x.to(self.dtype), t, values, c_rows.to(self.dtype))
+        return self.network(x.to(self.dtype), t, self.values(rows, layout, only), c_rows.to(self.dtype))
 
 
 def load_dit(folder: Path, device: torch.device, dtype: torch.dtype, name: str | None = None) -> DiTBase:
@@ -72,7 +78,11 @@ def load_dit(folder: Path, device: torch.device, dtype: torch.dtype, name: str |
     summary = base_summary(folder, name)
     weight_files(folder / "transformer")
     transformer = DiTTransformer2DModel.from_pretrained(
-        folder / "transformer", low_cpu_mem_usage=False, use_safetensors=True, local_files_only=True
+        folder / "transformer",
+        torch_dtype=torch.float32,
+        low_cpu_mem_usage=False,
+        use_safetensors=True,
+        local_files_only=True,
     )
     assert isinstance(transformer, DiTTransformer2DModel)
     schedule = Schedule.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
@@ -173,7 +183,11 @@ def _load_vae(folder: Path) -> AutoencoderKL | None:
         raise Invalid(f"model_index.json: vae {kind}; AutoencoderKL or none is supported")
     weight_files(folder / "vae")
     vae = AutoencoderKL.from_pretrained(
-        folder / "vae", low_cpu_mem_usage=False, use_safetensors=True, local_files_only=True
+        folder / "vae",
+        torch_dtype=torch.float32,
+        low_cpu_mem_usage=False,
+        use_safetensors=True,
+        local_files_only=True,
     )
     assert isinstance(vae, AutoencoderKL)
     return vae
