@@ -12,7 +12,7 @@ from pretraining.classes import CLASSES, ID2LABEL
 from pretraining.data import STYLES, WORK, fetch_packages
 from pretraining.dit import make_scheduler, untied
 from pretraining.sample import contact_sheet
-from pretraining.train import MODEL, STATE, Recipe, averaged, resume
+from pretraining.train import MODEL, STATE, Recipe, Run, averaged, resume
 
 MAX_BYTES = 40 * 2**20
 
@@ -25,6 +25,12 @@ def write_pipeline(dit: DiTTransformer2DModel, vae: AutoencoderKL, folder: Path)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > MAX_BYTES:
         raise ValueError(f"{folder.name} has {size} bytes, over {MAX_BYTES}")
+
+
+def write_progress(run: Run, folder: Path) -> None:
+    """How far these weights came: what a run that has only this folder goes on from."""
+    told = {"step": run.step, "hours": round(run.seconds / 3600, 3)}
+    (folder / "training.json").write_text(json.dumps(told) + "\n")
 
 
 def copies_are_equal(dit: DiTTransformer2DModel) -> bool:
@@ -59,11 +65,12 @@ def main() -> None:
     shipped = MODEL / "vae"  # never replaced once there
     vae = AutoencoderKL.from_pretrained(shipped if shipped.is_dir() else WORK / "vae", dtype=torch.float32)
     write_pipeline(dit, vae, MODEL)
+    write_progress(run, MODEL)
     check(MODEL)
     (MODEL / "ATTRIBUTION.md").write_text(attribution(fetch_packages(), STYLES))
     picture = contact_sheet(dit, vae.float(), make_scheduler(), range(len(CLASSES)), 8, 0, args.steps, args.scale)
     picture.save(MODEL / "contact_sheet.png", optimize=True)
-    print(json.dumps({"step": run.step, "hours": round(run.seconds / 3600, 3)}))
+    print((MODEL / "training.json").read_text())
 
 
 if __name__ == "__main__":

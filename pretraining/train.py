@@ -5,6 +5,7 @@ weights committed in `models/` with fresh moments and a rate warm-up, or else fr
 """
 
 import argparse
+import json
 import math
 import signal
 import time
@@ -106,7 +107,10 @@ def resume(recipe: Recipe, state: Path = STATE, model: Path = MODEL) -> Run:
         run.since_start, run.seconds = kept["since_start"], kept["seconds"]
         return run
     if (model / "transformer").is_dir():
-        return start(recipe, load_committed(model))
+        told = json.loads((model / "training.json").read_text())
+        run = start(recipe, load_committed(model), told["step"])
+        run.seconds = told["hours"] * 3600
+        return run
     return start(recipe, make_dit())
 
 

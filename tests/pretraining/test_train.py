@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiTPipeline, DiTTransformer2DModel
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 from pretraining.dit import CONFIG, drop_labels, make_dit, make_scheduler, tie, untied
-from pretraining.export import check, copies_are_equal, write_pipeline
+from pretraining.export import check, copies_are_equal, write_pipeline, write_progress
 from pretraining.latents import Latents
 from pretraining.sample import draw_latents
 from pretraining.train import Recipe, averaged, fit, noised, resume, save, start
@@ -52,6 +53,18 @@ def test_dropped_labels_become_the_null_class() -> None:
     assert drop_labels(torch.zeros(5, dtype=torch.long), share=0.0).tolist() == [0] * 5
 
 
+def test_plain_attention_computes_what_the_fused_one_does() -> None:
+    dit = make_dit(TINY).eval()
+    for parameter in dit.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    inputs = {"timestep": torch.tensor([3, 900]), "class_labels": torch.tensor([0, 32])}
+    x = torch.randn(2, 4, 16, 16)
+    plain = dit(x, **inputs).sample
+    for block in dit.transformer_blocks:
+        block.attn1.set_processor(AttnProcessor2_0())
+    torch.testing.assert_close(plain, dit(x, **inputs).sample)
+
+
 def test_the_velocity_gives_back_picture_and_noise() -> None:
     scheduler, x, noise, t = (
         make_scheduler(),
@@ -81,13 +94,14 @@ def test_a_run_goes_on_from_the_exported_weights_alone(tmp_path: Path) -> None:
     run = start(RECIPE, make_dit(TINY))
     list(islice(fit(run, make_latents(), lambda: 1.0), 2))
     write_pipeline(averaged(run), make_vae(), tmp_path)
+    write_progress(run, tmp_path)
 
     again = resume(RECIPE, tmp_path / "no-state.pt", tmp_path)
     for name, value in untied(averaged(run)).state_dict().items():
         assert torch.equal(again.dit.state_dict()[name].half(), value)
     before = weights(again.dit)
     list(islice(fit(again, make_latents(), lambda: 1.0), 2))
-    assert (again.since_start, copies_are_equal(again.dit)) == (2, True)
+    assert (again.step, again.since_start, copies_are_equal(again.dit)) == (4, 2, True)
     assert not torch.equal(before["proj_out_2.weight"], again.dit.state_dict()["proj_out_2.weight"])
 
 
