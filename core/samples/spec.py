@@ -2,16 +2,12 @@
 
 import secrets
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from core.diffusion.catalog import BaseSummary
 from core.errors import Invalid
 from core.models import Adapter
-
-Guidance = Literal["none", "cfg", "domain"]
-Solver = Literal["ddim", "dpm++"]
-
-MAX_SEED = 2**53 - 1  # what JSON carries exactly
+from core.sampling.request import DEFAULT_SOLVER, DEFAULT_STEPS, Guidance, Solver
 
 
 @dataclass(frozen=True)
@@ -65,8 +61,8 @@ def resolve(
         n=n,
         size=_size(size, base.image_size),
         seed=secrets.randbelow(2**31) if seed is None else seed,
-        steps=steps or 20,
-        solver=solver or "dpm++",
+        steps=DEFAULT_STEPS if steps is None else steps,
+        solver=solver or DEFAULT_SOLVER,
         guidance=chosen,
         guidance_scale=_DEFAULT_SCALE[chosen] if guidance_scale is None else guidance_scale,
         adapter_scale=1.0 if adapter_scale is None else adapter_scale,

@@ -31,6 +31,7 @@ class RunningService:
             "DIFFFIT_PORT": str(self.port),
             "DIFFFIT_BASES": str(base),
             "DIFFFIT_SWEEP_SECONDS": "0.5",
+            "DIFFFIT_THREADS": "1",
             **{f"DIFFFIT_{name.upper()}": value for name, value in settings.items()},
         }
         self._process: subprocess.Popen[str] | None = None

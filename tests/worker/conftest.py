@@ -28,7 +28,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def shop_settings(tmp_path: Path, tiny_base: Path) -> Settings:
     """A lease that ends at once when nobody extends it, and slices that never do."""
-    return make_settings(tmp_path / "data", bases=[str(tiny_base)], lease_seconds=2, slice_seconds=600)
+    return make_settings(tmp_path / "data", bases=[str(tiny_base)], lease_seconds=2, slice_seconds=600, threads=1)
 
 
 @pytest.fixture

@@ -79,6 +79,7 @@ class Shop:
             "DIFFFIT_BASES": ",".join(settings.bases),
             "DIFFFIT_LEASE_SECONDS": str(settings.lease_seconds),
             "DIFFFIT_SLICE_SECONDS": str(settings.slice_seconds),
+            "DIFFFIT_THREADS": str(settings.threads),
             "FAULT": fault,
         }
         command = [sys.executable, "-c", "from worker.tasks.device import train_jobs; train_jobs()"]
