@@ -1,0 +1,214 @@
+import json
+import threading
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import select
+
+from core.jobs import service as jobs
+from core.models import Job, OutboxMessage
+from tests import rows
+from tests.api.conftest import Owner, Service, assert_problem, job_body, unknown, upload
+
+
+@pytest.fixture
+def file_id(service: Service, owner: Owner) -> str:
+    return service.dataset(owner).id
+
+
+def test_a_job_is_queued_in_openais_shape(service: Service, client: TestClient, file_id: str) -> None:
+    reply = client.post("/v1/fine_tuning/jobs", json=job_body(file_id, seed=7, suffix="shapes", metadata={"a": "b"}))
+    assert reply.status_code == 200, reply.text
+    job = reply.json()
+    assert job["object"] == "fine_tuning.job"
+    assert (job["status"], job["model"], job["training_file"], job["seed"]) == ("queued", "tiny-dit", file_id, 7)
+    assert (job["suffix"], job["metadata"], job["queue"]) == ("shapes", {"a": "b"}, {"position": 1})
+    assert job["method"]["difffit"]["hyperparameters"]["steps"] == 10
+    assert (job["result_files"], job["validation_file"], job["fine_tuned_model"]) == ([], None, None)
+    assert client.get(f"/v1/fine_tuning/jobs/{job['id']}").json() == job
+    with service.database.read() as session:
+        topics = session.scalars(select(OutboxMessage.topic).where(OutboxMessage.topic == "job.train")).all()
+    assert topics == ["job.train"]
+
+
+def test_a_job_on_a_file_that_is_not_validated_waits_for_it(client: TestClient) -> None:
+    file_id = upload(client).json()["id"]
+    job = client.post("/v1/fine_tuning/jobs", json=job_body(file_id)).json()
+    assert (job["status"], job["queue"]) == ("validating_files", None)
+
+
+def test_a_job_on_a_refused_file_is_refused(service: Service, owner: Owner, client: TestClient) -> None:
+    file_id = service.dataset(owner, "error").id
+    reply = client.post("/v1/fine_tuning/jobs", json=job_body(file_id))
+    assert_problem(reply, 409, "file_not_usable", "/training_file")
+    assert reply.headers["x-should-retry"] == "false"
+
+
+def test_the_seed_is_drawn_where_none_is_given(client: TestClient, file_id: str) -> None:
+    seeds = {client.post("/v1/fine_tuning/jobs", json=job_body(file_id)).json()["seed"] for _ in range(3)}
+    assert len(seeds) == 3
+
+
+@pytest.mark.parametrize(
+    ("previews", "every"), [(False, None), ({"every": 3}, 3), (True, 3), (None, 3)], ids=["off", "given", "on", "left"]
+)
+def test_previews_are_asked_for_beside_the_method(client: TestClient, file_id: str, previews: Any, every: Any) -> None:
+    job = client.post("/v1/fine_tuning/jobs", json=job_body(file_id, previews=previews)).json()
+    assert job["method"]["difffit"]["hyperparameters"]["preview_every"] == every
+
+
+def test_hyperparameters_in_openais_older_place_count_and_are_blamed_there(client: TestClient, file_id: str) -> None:
+    body = {"model": "tiny-dit", "training_file": file_id}
+    good = client.post("/v1/fine_tuning/jobs", json=body | {"hyperparameters": {"batch_size": 4, "n_epochs": "auto"}})
+    assert good.json()["method"]["difffit"]["hyperparameters"]["batch_size"] == 4
+    bad = client.post("/v1/fine_tuning/jobs", json=body | {"hyperparameters": {"batch_size": -4}})
+    problem = assert_problem(bad, 422, "invalid", "/hyperparameters/batch_size")
+    assert problem["error"]["param"] == "hyperparameters.batch_size"
+
+
+@pytest.mark.parametrize(
+    ("verb", "status", "then"),
+    [("cancel", "cancelled", "job_ended"), ("pause", "paused", None), ("resume", None, "job_not_paused")],
+)
+def test_verbs_move_a_waiting_job(
+    client: TestClient, file_id: str, verb: str, status: str | None, then: str | None
+) -> None:
+    path = f"/v1/fine_tuning/jobs/{client.post('/v1/fine_tuning/jobs', json=job_body(file_id)).json()['id']}"
+    if status:
+        assert client.post(f"{path}/{verb}").json()["status"] == status
+        assert client.get(path).json()["status"] == status
+    again = client.post(f"{path}/{verb}")
+    if then:
+        assert_problem(again, 409, then)
+        assert again.headers["x-should-retry"] == "false"
+    else:
+        assert again.json()["status"] == status
+        assert client.post(f"{path}/resume").json()["status"] == "queued"
+
+
+def test_a_change_may_name_the_state_that_it_was_decided_on(client: TestClient, file_id: str) -> None:
+    job_id = client.post("/v1/fine_tuning/jobs", json=job_body(file_id)).json()["id"]
+    path = f"/v1/fine_tuning/jobs/{job_id}"
+    etag = client.get(path).headers["etag"]
+    assert client.get(path, headers={"If-None-Match": etag}).status_code == 304
+    assert client.post(f"{path}/pause", headers={"If-Match": etag}).status_code == 200
+    assert_problem(client.post(f"{path}/cancel", headers={"If-Match": etag}), 412, "precondition_failed")
+    assert client.get(path).json()["status"] == "paused"
+
+
+def test_a_tenant_has_only_so_many_unfinished_jobs(service: Service, client: TestClient, file_id: str) -> None:
+    service.settings.max_queued_jobs = 2
+    for _ in range(2):
+        assert client.post("/v1/fine_tuning/jobs", json=job_body(file_id)).status_code == 200
+    reply = client.post("/v1/fine_tuning/jobs", json=job_body(file_id))
+    assert_problem(reply, 429, "too_many_jobs")
+    assert int(reply.headers["retry-after"]) > 0
+
+
+def test_what_a_job_leaves_behind_is_listed(service: Service, owner: Owner, client: TestClient) -> None:
+    job_id, adapter = service.trained(owner)
+    path = f"/v1/fine_tuning/jobs/{job_id}"
+    job = client.get(path).json()
+    assert (job["status"], job["fine_tuned_model"], job["adapter_id"]) == ("succeeded", adapter.model, adapter.id)
+    (checkpoint,) = client.get(f"{path}/checkpoints").json()["data"]
+    assert (checkpoint["object"], checkpoint["step_number"]) == ("fine_tuning.job.checkpoint", 5)
+    assert checkpoint["fine_tuning_job_id"] == job_id
+    (metric,) = client.get(f"{path}/metrics").json()["data"]
+    assert (metric["step"], metric["train_loss"], metric["valid_loss"]) == (5, 0.5, 0.6)
+    assert client.get(f"{path}/metrics", params={"after": 5}).json()["data"] == []
+    (preview,) = client.get(f"{path}/previews").json()["data"]
+    picture = client.get(preview["url"])
+    assert (picture.content, picture.headers["content-type"]) == (b"png", "image/png")
+
+
+def test_events_come_newest_first_in_pages(service: Service, owner: Owner, client: TestClient) -> None:
+    path = f"/v1/fine_tuning/jobs/{service.trained(owner)[0]}/events"
+    everything = client.get(path, params={"limit": 100}).json()["data"]
+    assert everything[0]["message"] == "The job has successfully completed"
+    first = client.get(path, params={"limit": 2}).json()
+    rest = client.get(path, params={"limit": 100, "after": first["last_id"]}).json()
+    assert first["has_more"]
+    assert first["data"] + rest["data"] == everything
+    assert {event["object"] for event in everything} == {"fine_tuning.job.event"}
+    assert_problem(client.get(path, params={"after": "nonsense"}), 404, "not_found", "/after")
+
+
+def test_the_stream_tells_everything_in_order_and_ends_with_the_job(service: Service, owner: Owner) -> None:
+    path = f"/v1/fine_tuning/jobs/{service.trained(owner)[0]}/events"
+    told = _stream(owner.client, path)
+    listed = owner.client.get(path, params={"limit": 100}).json()["data"]
+    assert [event for _, event in told] == listed[::-1]
+    assert [number for number, _ in told] == sorted(number for number, _ in told)
+    middle = told[2][0]
+    assert _stream(owner.client, path, {"Last-Event-ID": str(middle)}) == told[3:]
+    assert _stream(owner.client, path, {"Last-Event-ID": str(told[-1][0])}) == []
+
+
+def test_the_stream_follows_a_job_to_its_end(service: Service, owner: Owner, client: TestClient, file_id: str) -> None:
+    job_id = client.post("/v1/fine_tuning/jobs", json=job_body(file_id)).json()["id"]
+    told: list[Any] = []
+    follower = threading.Thread(
+        target=lambda: told.extend(_stream(owner.client, f"/v1/fine_tuning/jobs/{job_id}/events"))
+    )
+    follower.start()
+    with service.database.write() as session:
+        plan = rows.claim_job(session, service.catalog)
+    with service.database.write() as session:
+        jobs.add_metric(session, plan, 1, {"train_loss": 1.0, "total_steps": 10})
+    with service.database.write() as session:
+        assert jobs.fail(session, plan, code="diverged", message="the loss is not a number")
+    follower.join(20)
+    assert not follower.is_alive()
+    assert told[-1][1]["message"] == "Job failed: the loss is not a number"
+    assert "metrics" in [event["type"] for _, event in told]
+    assert client.get(f"/v1/fine_tuning/jobs/{job_id}").json()["error"]["code"] == "diverged"
+
+
+@pytest.mark.parametrize("last", ["x", "-1", "9" * 400])
+def test_a_last_event_id_that_is_none_is_refused(client: TestClient, file_id: str, last: str) -> None:
+    job_id = client.post("/v1/fine_tuning/jobs", json=job_body(file_id)).json()["id"]
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": last}
+    assert_problem(client.get(f"/v1/fine_tuning/jobs/{job_id}/events", headers=headers), 422, "invalid")
+
+
+def test_another_jobs_preview_is_not_found(service: Service, owner: Owner, client: TestClient, file_id: str) -> None:
+    job_id, _ = service.trained(owner)
+    other = client.post("/v1/fine_tuning/jobs", json=job_body(file_id)).json()["id"]
+    (preview,) = client.get(f"/v1/fine_tuning/jobs/{job_id}/previews").json()["data"]
+    reply = client.get(f"/v1/fine_tuning/jobs/{other}/previews/{preview['id']}/content")
+    assert_problem(reply, 404, "not_found")
+
+
+def test_positions_follow_the_order_in_which_jobs_are_claimed(service: Service, file_id: str, owner: Owner) -> None:
+    mine = [owner.client.post("/v1/fine_tuning/jobs", json=job_body(file_id)).json()["id"] for _ in range(2)]
+    other = service.owner()
+    theirs = other.client.post("/v1/fine_tuning/jobs", json=job_body(service.dataset(other).id)).json()["id"]
+    with service.database.write() as session:
+        jobs.charge(session, owner.tenant.id, 10.0)  # the other has used less of the device: it goes first
+    shown = {job_id: owner.client.get(f"/v1/fine_tuning/jobs/{job_id}").json()["queue"]["position"] for job_id in mine}
+    shown[theirs] = other.client.get(f"/v1/fine_tuning/jobs/{theirs}").json()["queue"]["position"]
+    assert shown == {theirs: 1, mine[0]: 2, mine[1]: 3}
+    with service.database.write() as session:
+        assert rows.claim_job(session, service.catalog).job_id == theirs
+
+
+def test_a_job_of_an_unknown_file_or_model_names_the_field(service: Service, client: TestClient, file_id: str) -> None:
+    reply = client.post("/v1/fine_tuning/jobs", json=job_body(unknown("file")))
+    assert_problem(reply, 404, "not_found", "/training_file")
+    reply = client.post("/v1/fine_tuning/jobs", json=job_body(file_id, model="gpt"))
+    assert_problem(reply, 422, "unknown_model", "/model")
+    with service.database.read() as session:
+        assert session.scalars(select(Job)).all() == []
+
+
+def _stream(client: TestClient, path: str, headers: dict[str, str] | None = None) -> list[tuple[int, Any]]:
+    reply = client.get(path, headers={"Accept": "text/event-stream", **(headers or {})})
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    told = []
+    for block in reply.text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if "data" in fields:
+            assert fields["event"] == "fine_tuning.job.event"
+            told.append((int(fields["id"]), json.loads(fields["data"])))
+    return told
