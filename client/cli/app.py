@@ -32,7 +32,7 @@ app.add_typer(keys.app, name="keys")
 def main() -> None:
     """Expected trouble is one line on standard error; only a fault of ours shows a traceback."""
     try:
-        app()
+        app(prog_name="difffit")
     except ClientError as error:
         complain(str(error))
         sys.exit(error.exit_code)

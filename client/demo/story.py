@@ -52,19 +52,15 @@ class Clock:
 def upload(client: DiffFit, domains: Sequence[Domain] = DOMAINS) -> tuple[list[File], int]:
     """Every domain's archive as a validated file, and how many were there already."""
     known = list(client.files.list(100))
-    files: list[File] = []
-    reused = 0
-    for domain in domains:
-        found = _find_file(known, domain)
-        reused += found is not None
-        file = found or client.files.wait(client.files.push(domain.archive).id)
+    found = [_find_file(known, domain) for domain in domains]
+    pushed = [file or client.files.push(domain.archive) for file, domain in zip(found, domains, strict=True)]
+    files = [client.files.wait(file.id) for file in pushed]
+    for file, earlier in zip(files, found, strict=True):
         if file.status != "processed":
             raise ClientError(f"{file.filename} was refused: {file.status_details}")
-        say(
-            f"  {file.filename}: {file.images} images, {len(file.classes)} classes{' (there already)' if found else ''}"
-        )
-        files.append(file)
-    return files, reused
+        there = " (there already)" if earlier else ""
+        say(f"  {file.filename}: {file.images} images, {len(file.classes)} classes{there}")
+    return files, sum(file is not None for file in found)
 
 
 def train(client: DiffFit, base: Model, files: Sequence[File], fresh: bool) -> list[Trained]:

@@ -1,0 +1,268 @@
+"""`difffit` against the real API: what it does, prints and returns."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from client.api import DiffFit
+from tests.client.conftest import Outcome, Run, Service
+
+
+def only(pattern: str, text: str) -> str:
+    found = re.findall(pattern, text)
+    assert found, text
+    return found[0]
+
+
+def push(difffit: Run, images: Path) -> str:
+    return only(r"file-\w+", difffit("files", "push", str(images)).out)
+
+
+def trained(difffit: Run, images: Path) -> Outcome:
+    return difffit("train", str(images), "--steps", "10", "--suffix", "pets", "--watch")
+
+
+def test_a_folder_is_pushed_validated_listed_and_removed(difffit: Run, images: Path) -> None:
+    pushed = difffit("files", "push", str(images))
+    assert pushed.code == 0
+    assert "uploaded pets.zip" in pushed.out
+    file_id = only(r"file-\w+", pushed.out)
+    assert f"{file_id}: 32 images in 2 classes" in pushed.out
+
+    listed = [line.split("\t") for line in difffit("files", "list").out.splitlines()]
+    assert listed[0][:4] == ["ID", "NAME", "SIZE", "STATUS"]
+    assert [file_id, "pets.zip", "processed"] == [listed[1][0], listed[1][1], listed[1][3]]
+    assert json.loads(difffit("files", "show", file_id).out)["dataset"]["images"] == 32
+
+    assert difffit("files", "rm", file_id).out.strip() == f"deleted {file_id}"
+    gone = difffit("files", "show", file_id)
+    assert gone.code == 1
+    assert file_id in gone.err
+    assert "[404 not_found]" in gone.err
+
+
+def test_a_refused_dataset_fails_the_command_with_its_reason(service: Service, difffit: Run, images: Path) -> None:
+    service.worker.verdict = "error"
+    try:
+        pushed = difffit("files", "push", str(images))
+    finally:
+        service.worker.verdict = "processed"
+    assert pushed.code == 1
+    assert "was refused: not what it should be" in pushed.out
+
+
+def test_several_paths_are_pushed_in_one_command(difffit: Run, images: Path) -> None:
+    pushed = difffit("files", "push", str(images), str(images), "--no-wait")
+    assert pushed.code == 0
+    assert len(set(re.findall(r"file-\w+", pushed.out))) == 2
+
+
+def test_train_uploads_follows_and_says_how_to_draw(difffit: Run, client: DiffFit, images: Path) -> None:
+    run = trained(difffit, images)
+    assert run.code == 0
+    job = client.jobs.get(only(r"ftjob-\w+", run.out))
+    assert (job.status, job.hyperparameters["steps"]) == ("succeeded", 10)
+    assert job.raw["suffix"] == "pets"
+    assert "succeeded  step 10/10  loss 0.1000  validation 0.1200" in run.out
+    assert f"draw with it: difffit sample {job.adapter_id} CLASS" in run.out
+    assert len(client.jobs.metrics(job.id)) == 2
+
+
+def test_watch_of_several_jobs_fails_when_one_did(service: Service, difffit: Run, images: Path) -> None:
+    file_id = push(difffit, images)
+    service.worker.trains = False
+    try:
+        first, second = (only(r"ftjob-\w+", difffit("train", file_id).out) for _ in range(2))
+        assert difffit("jobs", "cancel", second).line() == f"{second}: cancelled"
+    finally:
+        service.worker.trains = True
+    watched = difffit("watch", first, second)
+    assert watched.code == 1
+    assert f"{second} cancelled" in watched.out
+    assert f"{first} made ft:" in watched.out
+
+
+def test_ctrl_c_leaves_the_job_running_and_says_so(
+    service: Service, difffit: Run, client: DiffFit, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_id = push(difffit, images)
+    service.worker.trains = False
+    try:
+        job_id = only(r"ftjob-\w+", difffit("train", file_id).out)
+        monkeypatch.setattr("client.follow.time.sleep", _interrupt)
+        watched = difffit("watch", job_id)
+        monkeypatch.undo()
+        assert watched.code == 130
+        assert f"the work goes on. Look again: difffit watch {job_id}" in watched.out
+        assert client.jobs.get(job_id).status == "queued"
+        client.jobs.cancel(job_id)
+    finally:
+        service.worker.trains = True
+
+
+def _interrupt(_seconds: float) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_paused_job_resumes(service: Service, difffit: Run, client: DiffFit, images: Path) -> None:
+    file_id = push(difffit, images)
+    service.worker.trains = False
+    try:
+        job_id = only(r"ftjob-\w+", difffit("train", file_id).out)
+        assert difffit("jobs", "pause", job_id).line() == f"{job_id}: paused"
+        assert difffit("jobs", "resume", job_id).line() == f"{job_id}: queued"
+    finally:
+        service.worker.trains = True
+    assert client.jobs.wait(job_id).status == "succeeded"
+
+
+def test_previews_events_and_lists_of_a_job(difffit: Run, images: Path, tmp_path: Path) -> None:
+    job_id = only(r"ftjob-\w+", trained(difffit, images).out)
+    assert "step 10: a, b" in difffit("jobs", "previews", job_id, "-o", "strips").out
+    assert [Image.open(path).size for path in sorted((tmp_path / "strips").iterdir())] == [(32, 16)] * 2
+    events = difffit("jobs", "events", job_id)
+    assert "Created fine-tuning job" in events.line()
+    assert "successfully completed" in events.line(-1)
+    assert job_id in difffit("jobs", "list").line(1)
+    assert json.loads(difffit("jobs", "show", job_id).out)["object"] == "fine_tuning.job"
+
+
+def test_sample_saves_every_image_and_their_grid(difffit: Run, images: Path, tmp_path: Path) -> None:
+    adapter_id = only(r"adapter-\w+", trained(difffit, images).out)
+    drawn = difffit("sample", adapter_id, "a", "-n", "3", "--seed", "5", "-o", "out/cats.png")
+    assert drawn.code == 0
+    assert "(seed 5, 6, 7;" in drawn.out
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == ["cats-1.png", "cats-2.png", "cats-3.png", "cats.png"]
+    assert Image.open(out / "cats-2.png").getpixel((0, 0)) == (1, 5, 9)
+    assert Image.open(out / "cats.png").size == (2 * 16 + 3 * 4, 2 * 16 + 3 * 4)
+
+
+@pytest.mark.parametrize("name", ["base", "job"])
+def test_sample_takes_the_base_and_a_jobs_id_too(difffit: Run, images: Path, tmp_path: Path, name: str) -> None:
+    if name == "job":
+        name = only(r"ftjob-\w+", trained(difffit, images).out)
+    drawn = difffit("sample", name, "--seed", "1")
+    assert (drawn.code, Image.open(tmp_path / "sample.png").size) == (0, (16, 16))
+
+
+def test_an_unknown_class_is_named_with_those_that_are_there(difffit: Run) -> None:
+    drawn = difffit("sample", "base", "unicorn")
+    assert drawn.code == 1
+    assert "prompt names no class of this model; it draws: circle" in drawn.err
+    assert "422 unknown_class" in drawn.err
+    assert len(drawn.err.splitlines()) == 1
+
+
+def test_an_adapter_is_listed_pulled_and_removed(difffit: Run, client: DiffFit, images: Path, tmp_path: Path) -> None:
+    adapter_id = only(r"adapter-\w+", trained(difffit, images).out)
+    assert difffit("adapters", "list").line(1).split("\t")[4] == "0.10%"
+    difffit("adapters", "pull", adapter_id, "-o", "pets.safetensors")
+    assert (tmp_path / "pets.safetensors").read_bytes() == client.adapters.pull(adapter_id)
+    assert json.loads(difffit("adapters", "show", adapter_id).out)["id"] == adapter_id
+    assert difffit("adapters", "rm", adapter_id).code == 0
+    assert "404 not_found" in difffit("adapters", "show", adapter_id).err
+
+
+def test_a_key_opens_until_it_is_revoked(difffit: Run, service: Service) -> None:
+    made = difffit("keys", "create", "laptop")
+    secret, key_id = made.line(), only(r"key-\w+", made.out)
+    with DiffFit(service.url, secret) as other:
+        assert other.models.default_base().id == "tiny-dit"
+        assert difffit("keys", "revoke", key_id).out.strip() == f"revoked {key_id}"
+        assert secret not in difffit("keys", "list").out
+        with pytest.raises(Exception, match="401 invalid_api_key"):
+            other.models.list()
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (("--learning-rate", "100"), "learning_rate"),
+        (("--set", "gamma_depth=sideways"), "gamma_depth"),
+        (("--set", "colour=red"), "colour"),
+        (("--model", "nowhere"), "unknown base model 'nowhere'"),
+    ],
+)
+def test_a_bad_hyperparameter_is_one_line_that_names_it(
+    difffit: Run, client: DiffFit, images: Path, words: tuple[str, ...], names: str
+) -> None:
+    before = [job.id for job in client.jobs.list()]
+    run = difffit("train", push(difffit, images), *words)
+    assert run.code == 1
+    assert names in run.err
+    assert "422" in run.err
+    assert "Traceback" not in run.err
+    assert [job.id for job in client.jobs.list()] == before
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("files", "push", "nowhere"), 1, "nowhere: no such file or folder"),
+        (("train", "file-unknown"), 1, "file-unknown"),
+        (("sample", "adapter-unknown"), 1, "404 not_found"),
+        (("train", "file-x", "--set", "steps"), 2, "takes NAME=VALUE"),
+        (("train", "file-x", "--steps", "0"), 2, "greater than or equal to 1"),
+        (("dance",), 2, "dance"),
+    ],
+)
+def test_wrong_words_and_ids_are_said_plainly(difffit: Run, words: tuple[str, ...], code: int, message: str) -> None:
+    run = difffit(*words)
+    assert run.code == code
+    assert message in run.err
+    assert "Traceback" not in run.err
+
+
+def test_a_silent_service_has_an_exit_code_of_its_own(difffit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFFIT_URL", "http://127.0.0.1:9")
+    run = difffit("files", "list")
+    assert (run.code, run.err.count("\n")) == (3, 1)
+    assert "start it with `difffit up`" in run.err
+
+
+def test_without_a_key_nothing_is_asked(difffit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DIFFFIT_API_KEY")
+    run = difffit("jobs", "list")
+    assert run.code == 1
+    assert "no API key: set DIFFFIT_API_KEY" in run.err
+
+
+def test_hostile_text_of_a_reply_reaches_the_terminal_escaped(difffit: Run) -> None:
+    run = difffit("sample", "ft:\x1b[31mred")
+    assert run.code == 1
+    assert "\x1b" not in run.err
+
+
+def test_doctor_finds_the_running_service_well(difffit: Run, monkeypatch: pytest.MonkeyPatch, tiny_base: Path) -> None:
+    monkeypatch.setenv("DIFFFIT_BASES", str(tiny_base))
+    monkeypatch.setattr("client.machine.find_torch", lambda: None)  # seconds of import, and its own test
+    lines = {tuple(line.split()[:2]) for line in difffit("doctor").out.splitlines()}
+    assert {("ok", "service"), ("ok", "database"), ("ok", "object_store"), ("ok", "key"), ("ok", "base")} <= lines
+    assert ("warn", "broker") in lines  # none runs here, and jobs are accepted without one
+    assert ("fail", "torch") in lines
+
+
+def test_doctor_fails_with_advice(difffit: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("client.machine.find_torch", lambda: None)
+    monkeypatch.setenv("DIFFFIT_API_KEY", "dfk_wrong")
+    monkeypatch.setenv("DIFFFIT_BASES", str(tmp_path / "no-base"))
+    run = difffit("doctor")
+    assert run.code == 1
+    assert re.search(r"fail  key .*401 invalid_api_key", run.out)
+    assert re.search(r"fail  base .*set DIFFFIT_BASES to a DiTPipeline folder", run.out)
+
+
+def test_the_client_reads_what_the_command_wrote(client: DiffFit, difffit: Run, images: Path) -> None:
+    job_id = only(r"ftjob-\w+", trained(difffit, images).out)
+    job = client.jobs.get(job_id)
+    model = client.models.get(job.fine_tuned_model or "")
+    assert (model.is_base, list(model.classes), model.adapter_id) == (False, ["a", "b"], job.adapter_id)
+    assert client.files.get(job.training_file).classes == {"a": 20, "b": 12}
+    messages = [event.message for event in client.jobs.events(job_id)]
+    assert messages[0].startswith("Created")
+    assert client.ready()["checks"]["database"]["status"] == "ok"
+    assert client.health() == {"status": "ok"}
