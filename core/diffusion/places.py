@@ -18,6 +18,7 @@ class ForwardContext:
 
     values: Mapping[str, Tensor] | None = None
     conditioning: Tensor | None = None  # (B, D)
+    min_rows: int = 0
 
     @contextmanager
     def hold(self, values: Mapping[str, Tensor] | None, conditioning: Tensor | None = None) -> Iterator[None]:
@@ -27,6 +28,18 @@ class ForwardContext:
             yield
         finally:
             self.values, self.conditioning = None, None
+
+    @contextmanager
+    def steady(self, min_rows: int) -> Iterator[None]:
+        """Maps of one vector a row, such as the conditioning, see at least so many rows, the missing ones as zeros.
+
+        Matrix products of a few rows take other kernels than those of many, with other last bits.
+        """
+        self.min_rows = min_rows
+        try:
+            yield
+        finally:
+            self.min_rows = 0
 
 
 @dataclass(frozen=True)
@@ -59,12 +72,12 @@ class AdaptedAffine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         values = self._context.values
         if values is None:
-            return self.inner(x)
+            return self._map(x)
         offset = values.get(self._bias)
         if offset is not None and offset.ndim == 1:
             y = self._shared(x, offset)
         else:
-            y = self.inner(x)
+            y = self._map(x)
             if offset is not None:
                 wide = self._wide(offset, y)
                 # In place saves a pass, but costs one where autograd must replay a write into a view.
@@ -74,6 +87,12 @@ class AdaptedAffine(nn.Module):
             if scale is not None:
                 y = y * (1 + self._wide(scale, y))
         return y
+
+    def _map(self, x: Tensor) -> Tensor:
+        missing = self._context.min_rows - len(x)
+        if x.ndim != 2 or missing <= 0:
+            return self.inner(x)
+        return self.inner(F.pad(x, (0, 0, 0, missing)))[: len(x)]
 
     def _shared(self, x: Tensor, offset: Tensor) -> Tensor:
         """All rows have one offset: it goes into the map's own bias, without a pass over memory of its own."""

@@ -25,6 +25,8 @@ from core.training.randomness import generator
 from core.training.spec import TrainSpec
 
 VALIDATION_ROWS = 64
+STEADY_ROWS = 16
+"""From so many rows on, a row of a float32 matrix product on the CPU has the same bits whatever their number."""
 RowPath = Literal["row", "fused"]
 
 
@@ -108,10 +110,9 @@ def fit(
 ) -> Iterator[Progress]:
     """Train from `state` (default: the start) to the spec's last step, one `Progress` a step."""
     state = state if state is not None else start(base, data, spec)
-    trainee = Trainee(base, data, spec, state)
-    fixed = NumericPath.from_json(path if path is not None else numeric_path(base, spec))
+    trainee = Trainee(base, data, spec, state, path)
     while state.step < spec.steps:
-        [result] = advance(base, [trainee], fixed)
+        [result] = advance(base, [trainee])
         if isinstance(result, Diverged):
             raise result
         yield result
@@ -167,8 +168,16 @@ class Draw:
 class Trainee:
     """One job in training."""
 
-    def __init__(self, base: Base, data: TrainingData, spec: TrainSpec, state: TrainState) -> None:
+    def __init__(
+        self,
+        base: Base,
+        data: TrainingData,
+        spec: TrainSpec,
+        state: TrainState,
+        path: Mapping[str, Any] | None = None,
+    ) -> None:
         self.base = base
+        self.path = NumericPath.from_json(path if path is not None else numeric_path(base, spec))
         self.data = data
         self.spec = spec
         self.state = state
@@ -247,12 +256,17 @@ class Trainee:
         return total / rows
 
 
-def advance(base: Base, trainees: Sequence[Trainee], path: NumericPath) -> list[Progress | Diverged]:
-    """One forward and backward pass for the next step of every trainee, all of one layout; each then steps alone."""
+def advance(base: Base, trainees: Sequence[Trainee]) -> list[Progress | Diverged]:
+    """One forward and backward pass for the next step of every trainee, all of one layout; each then steps alone.
+
+    On the row path, in float32 on one CPU thread, a job's bits do not depend on who shares its passes.
+    """
     began = time.perf_counter()
-    layout = trainees[0].layout
+    layout, is_fused = trainees[0].layout, trainees[0].path.rows == "fused"
     if any(trainee.layout != layout for trainee in trainees):
         raise Invalid("jobs of one pass must have one layout")
+    if len(trainees) > 1 and any(trainee.path.rows == "fused" for trainee in trainees):
+        raise Invalid("the fused path trains one job a pass")
     draws = [trainee.draw() for trainee in trainees]
     leaves = [trainee.state.vector.detach().requires_grad_() for trainee in trainees]
     sizes = [len(draw.t) for draw in draws]
@@ -260,23 +274,35 @@ def advance(base: Base, trainees: Sequence[Trainee], path: NumericPath) -> list[
     x0, eps, t = (torch.cat([getattr(draw, name) for draw in draws]) for name in ("x0", "eps", "t"))
     shares = torch.cat([torch.full((size,), 1 / size) for size in sizes]).to(base.device)
     gammas = _min_snr_gammas(trainees)
-    losses: list[Tensor] = []
-    for part in torch.arange(len(t), device=base.device).split(path.micro_batch * len(trainees)):
-        with torch.enable_grad():
-            theta, c_rows = _gather(trainees, leaves, draws, slots, part, path)
+    by_row = torch.zeros(len(t), device=base.device)
+    for part in _parts(sizes, [trainee.path.micro_batch for trainee in trainees], base.device):
+        with torch.enable_grad(), base.context.steady(0 if is_fused else STEADY_ROWS):
+            theta, c_rows = _gather(trainees, leaves, draws, slots, part)
             x_t = base.schedule.add_noise(x0[part], eps[part], t[part])
             out = base.forward(x_t, base.schedule.times[t[part]], theta, c_rows, layout).float()
             weights = None if gammas is None else gammas[part]
             rows = row_losses(base.schedule, out, x0[part], eps[part], x_t, t[part], base.learned_sigma, weights)
             (rows * shares[part]).sum().backward()
-        losses.append(rows.detach())
-    by_row = torch.cat(losses)
+        by_row[part] = rows.detach()
     seconds = time.perf_counter() - began
     results: list[Progress | Diverged] = []
     for number, (trainee, leaf) in enumerate(zip(trainees, leaves, strict=True)):
         assert leaf.grad is not None
         results.append(trainee.update(leaf.grad, float(by_row[slots == number].mean()), seconds))
     return results
+
+
+def _parts(sizes: Sequence[int], micro_batches: Sequence[int], device: torch.device) -> list[Tensor]:
+    """Row numbers of each micro-batch: every job is cut where it would be cut alone."""
+    offsets = [sum(sizes[:number]) for number in range(len(sizes))]
+    own = [
+        (offset + torch.arange(size)).split(cut)
+        for offset, size, cut in zip(offsets, sizes, micro_batches, strict=True)
+    ]
+    return [
+        torch.cat([parts[number] for parts in own if number < len(parts)]).to(device)
+        for number in range(max(len(parts) for parts in own))
+    ]
 
 
 def _min_snr_gammas(trainees: Sequence[Trainee]) -> Tensor | None:
@@ -296,7 +322,6 @@ def _gather(
     draws: Sequence[Draw],
     slots: Tensor,
     part: Tensor,
-    path: NumericPath,
 ) -> tuple[Tensor, Tensor]:
     """The vectors (B, P), or (P,) on the fused path, and class rows (B, H) of one micro-batch."""
     pieces = [trainee.pieces(leaf) for trainee, leaf in zip(trainees, leaves, strict=True)]
@@ -305,9 +330,7 @@ def _gather(
         for trainee, (_, table), draw in zip(trainees, pieces, draws, strict=True)
     ]
     c_rows = (torch.cat(every) if len(every) > 1 else every[0]).index_select(0, part)
-    if path.rows == "fused":
-        if len(trainees) > 1:
-            raise Invalid("the fused path trains one job a pass")
+    if trainees[0].path.rows == "fused":
         return pieces[0][0], c_rows
     bank = torch.stack([theta for theta, _ in pieces])  # (J, P)
     return bank.index_select(0, slots[part]), c_rows

@@ -18,7 +18,6 @@ from core.training.class_start import choose_class_start
 from core.training.data import TrainingData
 from core.training.loop import (
     Diverged,
-    NumericPath,
     Trainee,
     TrainState,
     advance,
@@ -195,11 +194,10 @@ def test_options_change_the_result(base: Base, options: dict[str, Any]):
 def co_train(base: Base, jobs: list[tuple[TrainingData, TrainSpec]], steps: int) -> list[TrainState | None]:
     """All jobs in one pass a step; a job that diverges leaves."""
     trainees = [Trainee(base, data, spec, start(base, data, spec)) for data, spec in jobs]
-    path = NumericPath.from_json(numeric_path(base, jobs[0][1]))
     ended: dict[int, TrainState | None] = {}
     active = dict(enumerate(trainees))
     for _ in range(steps):
-        results = advance(base, list(active.values()), path)
+        results = advance(base, list(active.values()))
         for number, result in zip(list(active), results, strict=True):
             if isinstance(result, Diverged):
                 ended[number] = None
@@ -207,30 +205,31 @@ def co_train(base: Base, jobs: list[tuple[TrainingData, TrainSpec]], steps: int)
     return [ended.get(number, trainee.state) for number, trainee in enumerate(trainees)]
 
 
-def assert_same_function(base: Base, one: TrainState, two: TrainState) -> None:
-    """Equal predictions: key biases cancel in the softmax, so Adam turns the rounding of their gradients into steps."""
-    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    t, c_rows = torch.tensor([10, 300, 600, 900]), base.class_table[:4]
-    size = base.layout().size
-    with torch.no_grad():
-        outs = [base.forward(x, t, state.vector[:size], c_rows) for state in (one, two)]
-    torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(one.vector[size:], two.vector[size:], rtol=1e-4, atol=1e-4)
-
-
-def test_jobs_of_one_pass_equal_their_solo_runs(base: Base, data: TrainingData):
-    other = make_data(base, per_class=5, seed=9)
+def test_a_job_is_bit_equal_whoever_shares_its_passes(base: Base, data: TrainingData):
     jobs = [
         (data, make_spec(base, batch_size=4)),
-        (other, make_spec(base, batch_size=6, seed=5, learning_rate=0.003, min_snr_gamma=5.0)),
+        (make_data(base, per_class=5, seed=9), make_spec(base, batch_size=6, seed=5, learning_rate=0.003)),
+        (data, make_spec(base, batch_size=3, seed=6, min_snr_gamma=5.0)),
     ]
-    for state, (own, spec) in zip(co_train(base, jobs, 1), jobs, strict=True):
-        assert state is not None
-        [alone] = islice(fit(base, own, spec), 1)
-        torch.testing.assert_close(state.first, alone.state.first, rtol=1e-4, atol=1e-6)
     for state, (own, spec) in zip(co_train(base, jobs, 12), jobs, strict=True):
         assert state is not None
-        assert_same_function(base, state, run(base, own, spec))
+        assert torch.equal(state.vector, run(base, own, spec).vector)
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(base: Base, data: TrainingData):
+    spec = make_spec(base, batch_size=10)
+    [whole] = islice(fit(base, data, spec), 1)
+    [cut] = islice(fit(base, data, spec, path={**numeric_path(base, spec), "micro_batch": 4}), 1)
+    torch.testing.assert_close(cut.state.first, whole.state.first, rtol=1e-4, atol=1e-6)
+    assert cut.loss == pytest.approx(whole.loss, rel=1e-5)
+
+
+def test_the_fused_path_is_for_one_job(base: Base, data: TrainingData):
+    spec = make_spec(base)
+    path = numeric_path(base, spec, "fused")
+    trainees = [Trainee(base, data, spec, start(base, data, spec), path) for _ in range(2)]
+    with pytest.raises(Invalid, match="fused"):
+        advance(base, trainees)
 
 
 def test_a_poisoned_job_fails_alone(base: Base, data: TrainingData):
@@ -240,7 +239,7 @@ def test_a_poisoned_job_fails_alone(base: Base, data: TrainingData):
     assert failed is None
     assert clean is not None
     assert torch.isfinite(clean.vector).all()
-    assert_same_function(base, clean, run(base, data, spec))
+    assert torch.equal(clean.vector, run(base, data, spec).vector)
 
 
 def test_a_class_of_the_base_is_found_again(base: Base):
