@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from api.app import create_app
 from core.bases import Catalog
+from core.datasets import service as datasets
 from core.db.session import Database
 from core.jobs import service as jobs
 from core.models import Adapter, Dataset, Tenant
@@ -82,6 +83,15 @@ class Service:
             dataset.report_key = keys.report(owner.tenant.id, dataset.id, 1) if status != "uploaded" else None
         self.store.put(dataset.object_key, data)
         return dataset
+
+    def dataset_ready(self, file_id: str) -> str:
+        """What a worker says of an upload that is good."""
+        with self.database.write() as session:
+            plan = datasets.claim(session, "datasets@test", rows.LEASE)
+            assert plan is not None
+            assert plan.dataset_id == file_id
+            assert rows.settle(session, plan)
+        return file_id
 
     def trained(self, owner: Owner) -> tuple[str, Adapter]:
         """A job that has ended well, with a checkpoint, a metric, a preview and an adapter."""

@@ -1,16 +1,20 @@
 import asyncio
 import http.client
 import io
+import json
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
+from api.app import create_app
+from core import faults
 from core.models import Dataset, OutboxMessage
 from core.storage.base import StorageUnavailable
 from core.storage.local import LocalStore
@@ -82,8 +86,6 @@ def test_the_report_is_shown_once_there_is_one(service: Service, owner: Owner, c
     verdict = {"name": "a/0.png", "class": "a", "verdict": "accepted", "code": None, "detail": None}
     report = {"status": "processed", "code": None, "detail": None, "images": 1, "rejected": 0}
     report |= {"classes": [{"name": "a", "count": 1}], "verdicts": [verdict | {"width": 16, "height": 16}]}
-    import json
-
     service.store.put(ready.report_key or "", json.dumps(report | {"sha256": "1"}).encode())
     shown = client.get(f"/v1/files/{ready.id}/report").json()
     assert shown == report | {"id": ready.id, "object": "file.report"}
@@ -181,8 +183,6 @@ def test_a_store_that_is_away_leaves_no_row(
 def test_an_upload_that_dies_before_its_commit_leaves_nothing(
     service: Service, client: TestClient, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
-    from core import faults
-
     faults._seen.clear()
     monkeypatch.setenv("FAULT", f"{point}:raise")
     assert_problem(upload(client), 500, "internal_error")
@@ -207,8 +207,6 @@ def test_the_ninth_upload_at_once_of_a_tenant_waits_and_others_do_not(service: S
 
 
 def _eight(gate: object, tenant_id: str) -> Iterator[None]:
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         for _ in range(8):
             stack.enter_context(gate.one(tenant_id))  # pyright: ignore[reportAttributeAccessIssue]
@@ -246,8 +244,8 @@ def test_a_caller_without_a_key_is_told_before_its_body_is_read(service: Service
 
 @contextmanager
 def running(service: Service) -> Iterator[int]:
-    """The same app behind a real server, on a port of its own."""
-    config = uvicorn.Config(service.app, port=0, log_config=None, lifespan="off")
+    """Another API process's app on the same data, behind a real server on a port of its own."""
+    config = uvicorn.Config(create_app(service.settings), port=0, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
@@ -258,8 +256,6 @@ def running(service: Service) -> Iterator[int]:
 
 
 def _wait_until(is_so: object) -> None:
-    import time
-
     deadline = time.monotonic() + 20
     while not is_so():  # pyright: ignore[reportCallIssue]
         assert time.monotonic() < deadline, "it did not come true"

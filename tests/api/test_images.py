@@ -1,4 +1,5 @@
 import base64
+import json
 import threading
 from typing import Any
 
@@ -115,8 +116,6 @@ def test_a_tenant_has_only_so_many_unfinished_requests(service: Service, client:
 def test_what_cannot_be_drawn_is_refused_before_it_is_queued(
     service: Service, client: TestClient, field: str, value: object
 ) -> None:
-    import json
-
     reply = client.post(
         "/v1/images/generations",
         content=json.dumps(BODY | {field: value}),

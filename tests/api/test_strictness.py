@@ -1,6 +1,8 @@
 """Hostile and careless input (FAULTS §2 A and E): refused by name, never a 500, nothing left behind."""
 
+import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select
 from starlette.types import Message
 
+from api.errors import Refusal
 from api.middleware import Limits
 from core.models import ApiKey, IdempotencyKey, Job
 from tests.api.conftest import Owner, Service, assert_problem, job_body, upload
@@ -153,10 +156,6 @@ def test_a_length_that_is_none_is_malformed(client: TestClient, length: str) -> 
 
 
 def test_a_body_that_crawls_is_cut(service: Service) -> None:
-    import asyncio
-
-    from api.errors import Refusal
-
     moment, read = 0.0, 0
 
     async def receive() -> Message:
@@ -180,10 +179,6 @@ def test_a_body_that_crawls_is_cut(service: Service) -> None:
 
 
 def test_a_body_that_stops_is_cut(service: Service) -> None:
-    import asyncio
-
-    from api.errors import Refusal
-
     async def receive() -> Message:
         await asyncio.sleep(3600)
         raise AssertionError
@@ -214,8 +209,6 @@ def test_the_same_request_under_one_key_happens_once(service: Service, client: T
 
 
 def test_many_at_once_under_one_key_happen_once(service: Service, client: TestClient, file_id: str) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     def ask(_: int) -> Any:
         return send(client, job_body(file_id), **{"Idempotency-Key": "k1"})
 
