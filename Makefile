@@ -81,7 +81,7 @@ drift: $(VENV)/.setup-all
 
 deploy-lint: $(VENV)/.setup-all
 	$(BIN)/docker-compose -f docker-compose.yml config --quiet
-	$(BIN)/compose-lint docker-compose.yml
+	$(BIN)/compose-lint check --quiet --skip-suppressed docker-compose.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	$(BIN)/hadolint Dockerfile
 
