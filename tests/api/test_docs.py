@@ -1,0 +1,64 @@
+"""docs/api.md names every route and every error code, and nothing else."""
+
+import re
+from pathlib import Path
+
+from api.routes import ROUTERS
+from core.training.spec import _FIELDS
+
+REPOSITORY = Path(__file__).parents[2]
+PAGE = (REPOSITORY / "docs" / "api.md").read_text()
+
+# Where replies of the API get their codes. Those of archives are in docs/datasets.md.
+SOURCES = [
+    "api/**/*.py",
+    "core/errors.py",
+    "core/bases.py",
+    "core/storage/*.py",
+    "core/tenants/*.py",
+    "core/jobs/*.py",
+    "core/adapters/service.py",
+    "core/adapters/repository.py",
+    "core/samples/*.py",
+    "core/datasets/service.py",
+    "core/datasets/repository.py",
+]
+NEVER_SENT = {
+    "error",  # the families' base
+    "tenant_exists",  # tenants are made by the operator
+}
+FROM_WORKERS = {"adapter_corrupt", "adapter_missing", "cancelled"}  # on an image request's row
+SPELLED_OUT = {"malformed_json", "internal_error", "method_not_allowed"}  # given to `problem` as they are
+
+
+def test_every_route_is_described_with_a_line_to_try() -> None:
+    described = set(re.findall(r"^### `([A-Z]+ [^`]+)`$", PAGE, re.MULTILINE))
+    offered = {
+        f"{method} {route.path.replace(':path}', '}')}"
+        for router in ROUTERS
+        for route in router.routes
+        for method in route.methods or ()
+        if route.include_in_schema
+    }
+    assert described == offered
+    for section in PAGE.split("\n### ")[1:]:
+        assert "```sh\ncurl " in section, section.splitlines()[0]
+
+
+def test_every_error_code_is_listed_and_every_listed_one_exists() -> None:
+    table = PAGE.split("## Error codes")[1]
+    rows = [line.split("|")[2] for line in table.splitlines() if re.match(r"\| \d", line)]
+    listed = {code for row in rows for code in re.findall(r"`([a-z_]+)`", row)}
+    texts = [path.read_text() for source in SOURCES for path in REPOSITORY.glob(source)]
+    known = {code for text in texts for code in re.findall(r"\bcode ?= ?\"([a-z_]+)\"", text)}
+    assert listed == (known - NEVER_SENT) | FROM_WORKERS | SPELLED_OUT
+
+
+def test_every_hyperparameter_is_described() -> None:
+    table = PAGE.split("Hyperparameters;")[1].split("###")[0]
+    named = {
+        name
+        for line in table.splitlines()
+        for name in re.findall(r"`([a-z_]+)`", line.split("|")[1] if "|" in line else "")
+    }
+    assert named == set(_FIELDS)
