@@ -7,7 +7,7 @@ from typing import Any
 
 _WIDTH, _HEIGHT = 560, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 34
-_SMOOTHING = 0.8  # of the solid training line; the faint one is as measured
+_NEIGHBOURS = 4  # that the solid training line averages over, each side; the faint one is as measured
 
 Point = tuple[float, float]
 
@@ -59,12 +59,12 @@ def _points(metrics: Sequence[Mapping[str, Any]], name: str) -> list[Point]:
 
 
 def _smoothed(points: Sequence[Point]) -> list[Point]:
-    """An exponential mean that starts without a bias toward zero."""
-    mean, weight, out = 0.0, 0.0, list[Point]()
-    for x, y in points:
-        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * y
-        weight = _SMOOTHING * weight + (1 - _SMOOTHING)
-        out.append((x, mean / weight))
+    """The mean of each point and its neighbours on both sides, so that the line does not lag."""
+    out: list[Point] = []
+    for i, (step, _) in enumerate(points):
+        near = min(_NEIGHBOURS, i, len(points) - 1 - i)
+        around = [loss for _, loss in points[i - near : i + near + 1]]
+        out.append((step, sum(around) / len(around)))
     return out
 
 

@@ -7,12 +7,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
 from client import machine
 from client.cli.adapters import write
 from client.cli.output import duration, say, size
+from client.config import find_config
 from client.demo import story
 from client.demo.report import batch_sentence, build_grid, build_page, next_steps
 from client.demo.scenes import Show
@@ -37,6 +39,9 @@ def demo(
                 service = stack.enter_context(running_service(data_dir, keep))
             show = _play(service, clock, fresh)
             page = _write(show, clock, out)
+            if service.process is not None and not keep:
+                with clock.act("Stop the service"):
+                    stack.close()
     except KeyboardInterrupt:
         say("interrupted; what was uploaded and trained is kept, and the next run goes on from there")
         raise typer.Exit(130) from None
@@ -56,7 +61,7 @@ def _play(service: Service, clock: story.Clock, fresh: bool) -> Show:
     with clock.act("Draw with base, A and B at once"):
         rows, drawn = story.draw(client, base, trained)
         clock.note(f"{len(drawn.stats)} requests, up to {drawn.adapters_at_once} adapters in a forward pass")
-    return Show(base, trained, rows, drawn, _facts(), client.base_url, clock.stages)
+    return Show(base, trained, rows, drawn, _facts(), client.base_url, _exports(service), clock.stages)
 
 
 def _write(show: Show, clock: story.Clock, out: Path) -> Path:
@@ -94,14 +99,24 @@ def _close(show: Show, service: Service, page: Path) -> None:
         say(f"      {command}")
 
 
+def _exports(service: Service) -> list[str]:
+    known = find_config()
+    port = urlsplit(service.client.base_url).port
+    elsewhere = [] if known.url == service.client.base_url else [f"DIFFFIT_PORT={port}"]
+    folder = service.data_dir
+    return elsewhere + (
+        [] if known.data_dir.absolute() == folder.absolute() else [f"DIFFFIT_DATA_DIR={folder.absolute()}"]
+    )
+
+
 def _facts() -> tuple[tuple[str, str], ...]:
     memory = machine.memory_bytes()
     facts = [
         ("", machine.processor()),
-        ("cores", str(machine.cores())),
+        ("", f"{machine.cores()} cores"),
         ("memory", size(memory[1]) if memory else "unknown"),
         ("Python", platform.python_version()),
-        ("", platform.platform(terse=True)),
+        ("", f"{platform.system()} {platform.machine()}"),
         ("", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
     ]
     return tuple(facts)

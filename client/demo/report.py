@@ -72,6 +72,8 @@ def next_steps(show: Show, *, is_running: bool = False) -> list[tuple[str, str]]
     one = show.trained[-1].adapter
     prompt = one.classes[min(3, len(one.classes) - 1)]
     start = [] if is_running else [("Start the service again; all that was made is still there.", _command("up"))]
+    if show.exports:
+        start.insert(0, ("Tell the commands where this service is.", "export " + " ".join(show.exports)))
     return [
         *start,
         ("Draw more with an adapter.", _command(f'sample {one.id} "{prompt}" -n 9 -o more.png')),
@@ -135,7 +137,7 @@ def _training(one: Trained) -> str:
     )
 
 
-_SETTINGS = ("steps", "batch_size", "learning_rate", "layout", "class_start")
+_SETTINGS = ("steps", "batch_size", "learning_rate", "layout", "seed")
 _MOST_STRIPS = 6
 
 
@@ -149,7 +151,8 @@ def _few(items: Sequence[PreviewStrip]) -> Sequence[PreviewStrip]:
 def _adapter(one: Trained) -> str:
     adapter = one.adapter
     return (
-        f"<tr><td>{escape(one.letter)}: {escape(one.domain.title)}<br><code>{escape(adapter.id)}</code></td>"
+        f"<tr><td>{escape(one.letter)}: {escape(one.domain.title)}<br>"
+        f"<code class='name'>{escape(adapter.id)}</code></td>"
         f"<td>{len(adapter.classes)}</td><td class='n'>{adapter.parameters:,}</td>"
         f"<td class='n'>{adapter.share_of_base:.3%}</td><td class='n'>{adapter.bytes:,}</td>"
         f"<td><code>{escape(adapter.sha256)}</code></td></tr>"

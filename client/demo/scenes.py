@@ -100,4 +100,6 @@ class Show:
     drawn: Drawn
     facts: Sequence[tuple[str, str]]
     url: str
+    exports: Sequence[str] = ()
+    """Settings, `NAME=value`, without which the other commands would not find this service."""
     stages: list[Stage] = field(default_factory=list)

@@ -96,7 +96,9 @@ def make_show(title: str = "line art", distinct: int = 2) -> Show:
     stats = [{"distinct_adapters": distinct, "batch_size": 6, "queue_ms": 12, "compute_ms": 900}] * 6
     base = Model.from_json({"id": "base", "classes": ["x", "y"], "parameters": 1_000_000, "licence": "cc0"})
     drawn = Drawn(stats, [7, 8], 1.5)
-    return Show(base, trained, rows, drawn, [("cores", "2")], "http://127.0.0.1:1", [Stage("Train", 60.0, "by turns")])
+    return Show(
+        base, trained, rows, drawn, [("cores", "2")], "http://127.0.0.1:1", (), [Stage("Train", 60.0, "by turns")]
+    )
 
 
 def read(page: str) -> Page:
