@@ -31,6 +31,7 @@ def make_app() -> Celery:
         worker_pool_start_method="spawn",
         worker_concurrency=1,
         worker_prefetch_multiplier=1,
+        worker_proc_alive_timeout=60,  # a loaded machine takes longer than the default 4 s to spawn a child
         worker_soft_shutdown_timeout=30,
         worker_hijack_root_logger=False,
         worker_enable_remote_control=False,

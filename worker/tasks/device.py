@@ -1,15 +1,21 @@
 """Edges of training and sampling: both wake the same pump, which takes whatever waits."""
 
 from worker.app import app
-from worker.pump import Pump
-from worker.runtime import get_runtime
 
 
 @app.task(name="job.train")
 def train_jobs() -> None:
-    Pump(get_runtime()).run()
+    _pump()
 
 
 @app.task(name="sample.draw")
 def draw_samples() -> None:
+    _pump()
+
+
+def _pump() -> None:
+    # Here and not above: torch takes seconds and 400 MB, and Celery's parent imports this file too.
+    from worker.pump import Pump  # noqa: PLC0415
+    from worker.runtime import get_runtime  # noqa: PLC0415
+
     Pump(get_runtime()).run()
