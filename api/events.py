@@ -21,12 +21,19 @@ _PING_SECONDS = 15.0
 _BATCH = 200
 
 
+def event_number(text: str) -> int | None:
+    """Of `ftevent-12` or `12`; None for what is no event's id. The column holds 31 bits."""
+    digits = text.removeprefix("ftevent-")
+    is_number = digits.isascii() and digits.isdigit() and len(digits) <= 18
+    return min(int(digits), 2**31 - 1) if is_number else None
+
+
 def last_event_id(request: Request) -> int:
     """What the caller has seen: 0 for nothing."""
-    given = request.headers.get("last-event-id", "0").strip().removeprefix("ftevent-") or "0"
-    if not (given.isascii() and given.isdigit() and len(given) <= 18):
+    seen = event_number(request.headers.get("last-event-id", "").strip() or "0")
+    if seen is None:
         raise Invalid("Last-Event-ID must be the id of an event of this stream", pointer="/Last-Event-ID")
-    return int(given)
+    return seen
 
 
 async def event_stream(database: Database, tenant_id: str, job_id: str, since: int) -> AsyncIterator[str]:

@@ -21,7 +21,7 @@ from api.deps import (
     TenantDep,
     public_url,
 )
-from api.events import EVENT_STREAM, event_stream, last_event_id
+from api.events import EVENT_STREAM, event_number, event_stream, last_event_id
 from api.once import OnceDep
 from api.schemas.base import ListRead, problems
 from api.schemas.jobs import (
@@ -125,7 +125,7 @@ def list_job_events(
         repository = JobRepository(session, caller.tenant_id)
         repository.get(job_id)
         if not is_stream:
-            page = repository.list_events(job_id, _event_number(after), limit)
+            page = repository.list_events(job_id, _event_after(after), limit)
             events = [EventRead.of(row) for row in page.rows]
             return JSONResponse(ListRead[EventRead].of(events, page.has_more).model_dump(mode="json"))
     since = last_event_id(request)
@@ -204,13 +204,13 @@ def _placed(error: Invalid, body: JobCreate) -> Invalid:
     return Invalid(str(error), code=error.code, pointer=pointer)
 
 
-def _event_number(after: str | None) -> int | None:
+def _event_after(after: str | None) -> int | None:
     if after is None:
         return None
-    digits = after.removeprefix("ftevent-")
-    if digits.isascii() and digits.isdigit() and len(digits) <= 18:
-        return int(digits)
-    raise NotFound(f"no event {after}", pointer="/after")
+    number = event_number(after)
+    if number is None:
+        raise NotFound(f"no event {after}", pointer="/after")
+    return number
 
 
 def _index_after(rows: list[Checkpoint], after: str | None) -> int:

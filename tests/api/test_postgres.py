@@ -1,0 +1,109 @@
+"""What PostgreSQL minds and SQLite does not: the same replies on both."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import SecretStr
+from sqlalchemy import select
+
+from api.app import create_app
+from core.bases import Catalog
+from core.db.session import Database
+from core.models import Job
+from core.settings import Settings
+from core.storage import open_store
+from tests.api.conftest import Service, job_body, unknown, upload
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture
+def service(service_settings: Settings, postgres_url: str) -> Iterator[Service]:
+    service_settings.database_url = SecretStr(postgres_url)
+    app = create_app(service_settings)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        database = Database(postgres_url)
+        yield Service(
+            app, service_settings, database, open_store(service_settings), Catalog(service_settings.bases), client
+        )
+        database.close()
+
+
+def test_the_story_of_a_job(service: Service) -> None:
+    owner = service.owner()
+    job_id, adapter = service.trained(owner)
+    job = owner.client.get(f"/v1/fine_tuning/jobs/{job_id}").json()
+    assert (job["status"], job["fine_tuned_model"]) == ("succeeded", adapter.model)
+    events = owner.client.get(f"/v1/fine_tuning/jobs/{job_id}/events", headers={"Accept": "text/event-stream"})
+    assert "The job has successfully completed" in events.text
+    assert owner.client.get("/v1/models").json()["data"][1]["id"] == adapter.model
+    assert service.open.get("/readyz").json()["checks"]["schema"]["status"] == "ok"
+    assert 'difffit_jobs{status="succeeded"} 1.0' in service.open.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/files/a%00b", 404),
+        ("GET", f"/v1/models/{'x' * 5000}", 404),
+        ("GET", "/v1/files?after=a%00b", 422),
+        ("GET", "/v1/files?after=%ED%A0%80", 404),  # a surrogate's bytes: read as the replacement character
+        ("GET", f"/v1/fine_tuning/jobs/{unknown('ftjob')}/metrics?after={2**31}", 422),
+        ("GET", f"/v1/fine_tuning/jobs/{unknown('ftjob')}/events?after=ftevent-{10**17}", 404),
+        ("DELETE", "/v1/api_keys/%F0%9F%92%A3", 404),
+    ],
+)
+def test_hostile_ids_are_answered_and_never_a_fault(service: Service, method: str, path: str, status: int) -> None:
+    assert service.owner().client.request(method, path).status_code == status
+
+
+def test_the_largest_numbers_that_are_taken_can_be_kept(service: Service) -> None:
+    owner = service.owner()
+    file_id = service.dataset(owner).id
+    job = owner.client.post("/v1/fine_tuning/jobs", json=job_body(file_id, seed=2**63 - 1))
+    assert job.json()["seed"] == 2**63 - 1
+    page = owner.client.get(f"/v1/fine_tuning/jobs/{job.json()['id']}/events", params={"after": "ftevent-" + "9" * 18})
+    assert page.status_code == 200
+    stream = {"Accept": "text/event-stream", "Last-Event-ID": "9" * 18}
+    assert owner.client.post(f"/v1/fine_tuning/jobs/{job.json()['id']}/cancel").status_code == 200
+    assert owner.client.get(f"/v1/fine_tuning/jobs/{job.json()['id']}/events", headers=stream).status_code == 200
+
+
+def test_many_at_once_under_one_key_happen_once(service: Service) -> None:
+    owner = service.owner()
+    file_id = service.dataset(owner).id
+
+    def ask(_: int) -> Any:
+        return owner.client.post("/v1/fine_tuning/jobs", json=job_body(file_id), headers={"Idempotency-Key": "k1"})
+
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(ask, range(24)))
+    assert {reply.status_code for reply in replies} <= {200, 409}
+    assert len({reply.json()["id"] for reply in replies if reply.status_code == 200}) == 1
+    with service.database.read() as session:
+        assert len(session.scalars(select(Job)).all()) == 1
+
+
+def test_two_keys_that_revoke_each_other_leave_one(service: Service) -> None:
+    owner = service.owner()
+    made = owner.client.post("/v1/api_keys", json={"name": "second"}).json()
+    second = service.client(made["secret"])
+    pairs = [(owner.client, made["id"]), (second, owner.key_id)]
+    with ThreadPoolExecutor(2) as pool:
+        replies = list(pool.map(lambda pair: pair[0].delete(f"/v1/api_keys/{pair[1]}"), pairs))
+    assert sorted(reply.status_code for reply in replies) in ([200, 401], [200, 409])
+    assert [client.get("/v1/models").status_code for client in (owner.client, second)].count(200) == 1
+
+
+def test_an_upload_under_one_key_by_many_is_one_file(service: Service, tmp_path: Path) -> None:
+    owner = service.owner()
+    with ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda _: upload(owner.client, **{"Idempotency-Key": "k1"}), range(8)))
+    assert {reply.status_code for reply in replies} == {200}
+    assert len({reply.json()["id"] for reply in replies}) == 1
+    assert len(service.objects()) == 1
+    assert service.spooled() == []
