@@ -1,5 +1,6 @@
 """The layers of docs/decisions/0001: import-linter's contracts, and what those cannot say."""
 
+import re
 import subprocess
 import sys
 import sysconfig
@@ -7,6 +8,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from core.jobs.states import LEGAL
+from tests.deploy.module_list import PAGE, listed
+from tests.deploy.module_list import modules as module_paths
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -87,3 +92,14 @@ def test_no_module_is_named_for_nothing() -> None:
     """STYLE: a file's name says what is in it."""
     vague = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
     assert [name for name in modules(*packages()) if vague & set(name.split("."))] == []
+
+
+def test_the_architecture_page_lists_every_module() -> None:
+    page = PAGE.read_text()
+    assert listed(page) == set(module_paths()), "python -m tests.deploy.module_list writes it anew"
+
+
+def test_the_architecture_page_draws_every_move_between_states() -> None:
+    diagram = PAGE.read_text().split("stateDiagram-v2")[1].split("```")[0]
+    drawn = set(re.findall(r"^  ([a-z_]+) --> ([a-z_]+)", diagram, re.MULTILINE))
+    assert drawn == {(str(source), str(target)) for source, targets in LEGAL.items() for target in targets}
