@@ -47,6 +47,7 @@ class AdapterSlots:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="adapter-load")
         self._loads: dict[str, Future[tuple[Adapter, float]]] = {}
         self._host: OrderedDict[str, Adapter] = OrderedDict()  # least recently used first
+        self._host_used = 0  # bytes
         self._load_ms: dict[str, float] = {}  # of adapters that no request has used since they were loaded
         self._wanted: dict[str, int] = {}  # by how many waiting requests
         self._slot_of: OrderedDict[str, int] = OrderedDict()  # least recently used first
@@ -84,6 +85,7 @@ class AdapterSlots:
                 raise error
             else:
                 self._host[digest], self._load_ms[digest] = load.result()
+                self._host_used += self._bank.nbytes(self._host[digest])
         self._trim()
         return failed
 
@@ -167,10 +169,10 @@ class AdapterSlots:
 
     def _trim(self) -> None:
         """Keep host memory within its bound, but never drop what a request waits for."""
-        total = sum(self._bank.nbytes(adapter) for adapter in self._host.values())
-        for digest in list(self._host):
-            if total <= self._host_bytes:
+        if self._host_used <= self._host_bytes:
+            return
+        for digest in [digest for digest in self._host if digest not in self._wanted]:
+            self._host_used -= self._bank.nbytes(self._host.pop(digest))
+            self._load_ms.pop(digest, None)
+            if self._host_used <= self._host_bytes:
                 return
-            if digest not in self._wanted:
-                total -= self._bank.nbytes(self._host.pop(digest))
-                self._load_ms.pop(digest, None)
