@@ -140,7 +140,6 @@ class Service:
             "DIFFFIT_HOST": self._settings.host,
             "DIFFFIT_PORT": str(self._settings.port),
             "OMP_NUM_THREADS": threads,
-            "REMAP_SIGTERM": "SIGQUIT",  # Celery's soft shutdown: the running task is given time to end
             "PYTHONUNBUFFERED": "1",
         }
         command = [sys.executable, "-m", module, *words]
