@@ -44,8 +44,6 @@ CMD ["uvicorn", "api.app:create_app", "--factory", "--host", "0.0.0.0", "--port"
 
 FROM runtime AS worker
 COPY --from=worker-dependencies /opt/difffit /opt/difffit
-# Celery's soft shutdown: on SIGTERM the task that runs is given time to write its checkpoint.
-ENV REMAP_SIGTERM=SIGQUIT
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=3 \
     CMD ["python", "-c", "from core.settings import get_settings as s; from core.db.session import Database as D; D(s().database).ping()"]
 CMD ["celery", "-A", "worker.app", "worker", "-Q", "train,sample", "-n", "device@%h", "--concurrency", "1"]
