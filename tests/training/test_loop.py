@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from core.adapters import format as adapter_format
 from core.diffusion.base import Base
+from core.diffusion.families import load_base
 from core.errors import Invalid
 from core.training import checkpoint
 from core.training.checkpoint import CheckpointMismatch, CorruptCheckpoint
@@ -58,6 +60,19 @@ def test_it_learns(which: str, rows: Any, request: pytest.FixtureRequest):
     assert before is not None
     assert progress[-1].val_loss < 0.8 * before
     assert progress[-1].val_loss == validation_loss(base, data, spec, progress[-1].state)
+
+
+def test_a_base_in_bfloat16_trains_a_vector_in_float32(latent_folder: Path):
+    base = load_base(latent_folder, dtype=torch.bfloat16)
+    data = make_data(base)
+    spec = make_spec(base, steps=60, batch_size=8, learning_rate=0.01)
+    before = validation_loss(base, data, spec, start(base, data, spec))
+    *_, last = fit(base, data, spec)
+    assert {parameter.dtype for parameter in base.network.parameters()} == {torch.bfloat16}
+    assert last.state.vector.dtype == torch.float32
+    assert numeric_path(base, spec)["dtype"] == "bfloat16"
+    assert before is not None
+    assert last.val_loss < before
 
 
 def test_nothing_of_the_base_is_written(base: Base, data: TrainingData):
