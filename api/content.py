@@ -1,6 +1,7 @@
 """Bytes of the object store as replies: streamed, with the digest as entity tag."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from urllib.parse import quote
 
 from fastapi import Request
@@ -19,18 +20,26 @@ def is_known(request: Request, etag: str) -> bool:
     return any(tag.strip() in ("*", etag, f"W/{etag}") for tag in given.split(","))
 
 
-def object_reply(
-    request: Request, store: ObjectStore, key: str, *, digest: str, size: int | None, media_type: str, filename: str
-) -> Response:
-    """The object, its head, or 304. Raises ObjectMissing before anything is sent."""
-    headers = {"ETag": etag_of(digest), "Content-Disposition": _disposition(filename)}
-    if is_known(request, etag_of(digest)):
+@dataclass(frozen=True)
+class Stored:
+    """An object as its row knows it, and the name that a caller may save it under."""
+
+    key: str
+    sha256: str
+    size: int
+    filename: str
+    media_type: str = "application/octet-stream"
+
+
+def object_reply(request: Request, store: ObjectStore, stored: Stored) -> Response:
+    """The object, its head, or 304. Raises ObjectMissing before anything is sent. Called with no transaction open."""
+    headers = {"ETag": etag_of(stored.sha256), "Content-Disposition": _disposition(stored.filename)}
+    if is_known(request, etag_of(stored.sha256)):
         return Response(status_code=304, headers=headers)
-    if size is not None:
-        headers["Content-Length"] = str(size)
+    headers["Content-Length"] = str(stored.size)
     if request.method == "HEAD":
-        return Response(media_type=media_type, headers=headers)
-    return StreamingResponse(_opened(store, key), media_type=media_type, headers=headers)
+        return Response(media_type=stored.media_type, headers=headers)
+    return StreamingResponse(_opened(store, stored.key), media_type=stored.media_type, headers=headers)
 
 
 def _opened(store: ObjectStore, key: str) -> Iterator[bytes]:

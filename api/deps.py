@@ -9,12 +9,10 @@ from sqlalchemy.orm import Session
 from api.middleware import CALLER, Caller
 from api.schemas.base import Text
 from api.services import Services
-from api.watch import Watch
 from core import faults, outbox
 from core.bases import Catalog
 from core.errors import DomainError, Unavailable
 from core.settings import Settings
-from core.storage.base import ObjectStore
 
 
 def services_of(request: Request) -> Services:
@@ -45,7 +43,8 @@ def get_read_session(services: ServicesDep) -> Iterator[Session]:
         yield session
 
 
-# scope="function": the commit comes before the response, so a client never sees a lost 2xx.
+# scope="function": the commit comes before the response, so a client never sees a lost 2xx. Routes that ask the object
+# store or wait take no session: they open a short one of their own, so that none stays open across the network.
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 ReadSessionDep = Annotated[Session, Depends(get_read_session, scope="function")]
 
@@ -54,16 +53,8 @@ def get_caller(request: Request) -> Caller:
     return cast(Caller, request.scope[CALLER])
 
 
-def get_store(services: ServicesDep) -> ObjectStore:
-    return services.store
-
-
 def get_settings(services: ServicesDep) -> Settings:
     return services.settings
-
-
-def get_watch(services: ServicesDep) -> Watch:
-    return services.watch
 
 
 def get_catalog(services: ServicesDep) -> Catalog:
@@ -76,10 +67,8 @@ def get_catalog(services: ServicesDep) -> Catalog:
 
 
 TenantDep = Annotated[Caller, Depends(get_caller)]
-StoreDep = Annotated[ObjectStore, Depends(get_store)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 CatalogDep = Annotated[Catalog, Depends(get_catalog)]
-WatchDep = Annotated[Watch, Depends(get_watch)]
 
 LimitParam = Annotated[int, Query(ge=1, le=100, description="How many at most.")]
 AfterParam = Annotated[Text | None, Query(max_length=200, description="Id of the last one of the page before.")]

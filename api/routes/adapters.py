@@ -3,8 +3,8 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from api.content import object_reply
-from api.deps import AfterParam, LimitParam, ReadSessionDep, SessionDep, StoreDep, TenantDep
+from api.content import Stored, object_reply
+from api.deps import AfterParam, LimitParam, ReadSessionDep, ServicesDep, SessionDep, TenantDep
 from api.schemas.adapters import AdapterRead, AdapterUpdate
 from api.schemas.base import Deleted, ListRead, problems
 from api.states import check_state, state_reply
@@ -55,11 +55,8 @@ def delete_adapter(adapter_id: str, request: Request, session: SessionDep, calle
     responses={200: {"content": {"application/octet-stream": {}}}, **problems(404, 410)},
     summary="The adapter as safetensors",
 )
-def get_adapter_content(
-    adapter_id: str, request: Request, session: ReadSessionDep, caller: TenantDep, store: StoreDep
-) -> Response:
-    row = AdapterRepository(session, caller.tenant_id).get(adapter_id)
-    kind, name = "application/octet-stream", f"{row.id}.safetensors"
-    return object_reply(
-        request, store, row.object_key, digest=row.sha256, size=row.bytes, media_type=kind, filename=name
-    )
+def get_adapter_content(adapter_id: str, request: Request, services: ServicesDep, caller: TenantDep) -> Response:
+    with services.database.read() as session:
+        row = AdapterRepository(session, caller.tenant_id).get(adapter_id)
+    stored = Stored(row.object_key, row.sha256, row.bytes, f"{row.id}.safetensors")
+    return object_reply(request, services.store, stored)

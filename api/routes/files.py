@@ -7,14 +7,13 @@ from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from api.content import object_reply
+from api.content import Stored, object_reply
 from api.deps import (
     AfterParam,
     LimitParam,
     ReadSessionDep,
     ServicesDep,
     SessionDep,
-    StoreDep,
     TenantDep,
     committed,
 )
@@ -103,26 +102,23 @@ def delete_file(file_id: str, session: SessionDep, caller: TenantDep) -> Deleted
     responses={200: {"content": {"application/octet-stream": {}}}, **problems(404, 410)},
     summary="The archive as it was uploaded",
 )
-def get_file_content(
-    file_id: str, request: Request, session: ReadSessionDep, caller: TenantDep, store: StoreDep
-) -> Response:
-    row = DatasetRepository(session, caller.tenant_id).get(file_id)
-    kind = "application/octet-stream"
-    return object_reply(
-        request, store, row.object_key, digest=row.sha256, size=row.bytes, media_type=kind, filename=row.filename
-    )
+def get_file_content(file_id: str, request: Request, services: ServicesDep, caller: TenantDep) -> Response:
+    with services.database.read() as session:
+        row = DatasetRepository(session, caller.tenant_id).get(file_id)
+    return object_reply(request, services.store, Stored(row.object_key, row.sha256, row.bytes, row.filename))
 
 
 @router.get("/{file_id}/report", responses=problems(404, 409, 410), summary="The verdict per image")
-def get_file_report(file_id: str, session: ReadSessionDep, caller: TenantDep, store: StoreDep) -> ReportRead:
-    row = DatasetRepository(session, caller.tenant_id).get(file_id)
+def get_file_report(file_id: str, services: ServicesDep, caller: TenantDep) -> ReportRead:
+    with services.database.read() as session:
+        row = DatasetRepository(session, caller.tenant_id).get(file_id)
     if row.status == "uploaded":
         raise Conflict(f"file {row.id} is not validated yet: ask again", code="file_not_validated")
     if row.report_key is None:
         return ReportRead.model_validate(
             {**_OWN_ERROR, "id": row.id, "code": row.error_code, "detail": row.status_details}
         )
-    return ReportRead.model_validate({"id": row.id, **json.loads(store.get(row.report_key))})
+    return ReportRead.model_validate({"id": row.id, **json.loads(services.store.get(row.report_key))})
 
 
 _OWN_ERROR = {"status": "error", "images": 0, "rejected": 0, "classes": [], "verdicts": []}

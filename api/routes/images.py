@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy.orm import Session
 
-from api.content import object_reply
-from api.deps import CatalogDep, ReadSessionDep, ServicesDep, StoreDep, TenantDep, committed, public_url
+from api.content import Stored, object_reply
+from api.deps import CatalogDep, ReadSessionDep, ServicesDep, TenantDep, committed, public_url
 from api.errors import StillDrawing
 from api.once import REPLAYED, Once, OnceDep
 from api.schemas.base import problems
@@ -77,18 +77,15 @@ def get_image_generation(
     responses={200: {"content": {"image/png": {}}}, **problems(404, 410)},
     summary="An image as PNG",
 )
-def get_image(
-    generation_id: str, index: str, request: Request, session: ReadSessionDep, caller: TenantDep, store: StoreDep
-) -> Response:
-    row = SampleRepository(session, caller.tenant_id).get(generation_id)
+def get_image(generation_id: str, index: str, request: Request, services: ServicesDep, caller: TenantDep) -> Response:
+    with services.database.read() as session:
+        row = SampleRepository(session, caller.tenant_id).get(generation_id)
     images = _kept(row) if row.status == "succeeded" else []
     if index not in [str(number) for number in range(len(images))]:
         raise NotFound(f"image generation {generation_id} has no image {index}")
     image = images[int(index)]
-    name = f"{row.id}-{index}.png"
-    return object_reply(
-        request, store, image["key"], digest=image["sha256"], size=image["bytes"], media_type="image/png", filename=name
-    )
+    stored = Stored(image["key"], image["sha256"], image["bytes"], f"{row.id}-{index}.png", "image/png")
+    return object_reply(request, services.store, stored)
 
 
 def _create(services: Services, catalog: Catalog, body: ImageCreate, once: Once) -> tuple[str, bool]:

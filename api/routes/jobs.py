@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from sqlalchemy.orm import Session
 
-from api.content import object_reply
+from api.content import Stored, object_reply
 from api.deps import (
     AfterParam,
     CatalogDep,
@@ -17,7 +17,6 @@ from api.deps import (
     ServicesDep,
     SessionDep,
     SettingsDep,
-    StoreDep,
     TenantDep,
     public_url,
 )
@@ -172,13 +171,12 @@ def list_job_previews(
     summary="A preview as PNG",
 )
 def get_job_preview(
-    job_id: str, preview_id: str, request: Request, session: ReadSessionDep, caller: TenantDep, store: StoreDep
+    job_id: str, preview_id: str, request: Request, services: ServicesDep, caller: TenantDep
 ) -> Response:
-    row = JobRepository(session, caller.tenant_id).get_preview(job_id, preview_id)
-    name = f"{row.id}.png"
-    return object_reply(
-        request, store, row.object_key, digest=row.sha256, size=row.bytes, media_type="image/png", filename=name
-    )
+    with services.database.read() as session:
+        row = JobRepository(session, caller.tenant_id).get_preview(job_id, preview_id)
+    stored = Stored(row.object_key, row.sha256, row.bytes, f"{row.id}.png", "image/png")
+    return object_reply(request, services.store, stored)
 
 
 def _read(session: Session, tenant_id: str, rows: list[Job]) -> list[JobRead]:

@@ -67,7 +67,8 @@ def list_keys(session: Session, tenant_id: str) -> list[ApiKey]:
 
 def revoke_key(session: Session, tenant_id: str, key_id: str) -> ApiKey:
     """Dead at once. The last live key stays: without one nobody could make another. Raises NotFound or Conflict."""
-    session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update())  # two keys that revoke each other
+    # Two keys that revoke each other meet here: the second waits, and finds itself the last.
+    session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update())
     key = session.scalar(select(ApiKey).where(ApiKey.tenant_id == tenant_id, ApiKey.id == key_id))
     if key is None:
         raise NotFound(f"no API key {key_id}")
