@@ -1,5 +1,6 @@
 """The API on SQLite and a folder, in this process; a worker is played by the services that workers call."""
 
+import functools
 import hashlib
 import io
 import shutil
@@ -31,6 +32,7 @@ from tests import rows
 from tests.conftest import make_settings
 
 
+@functools.cache  # a zip holds the time of its making: two of them may differ
 def archive(images: int = 4, side: int = 16) -> bytes:
     """A zip of two class folders."""
     data = io.BytesIO()
