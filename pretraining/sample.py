@@ -61,9 +61,9 @@ def contact_sheet(
 ) -> Image.Image:
     """`each` images of every class: the first half of the classes to the left, the second to the right."""
     labels = torch.tensor(list(classes)).repeat_interleave(each)
-    latents = torch.cat(
-        [draw_latents(dit, scheduler, part, seed + i, steps, scale) for i, part in enumerate(labels.split(64))]
-    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # twice as fast, and nobody sees the difference on a sheet
+        parts = [draw_latents(dit, scheduler, part, seed + i, steps, scale) for i, part in enumerate(labels.split(64))]
+    latents = torch.cat(parts).float()
     pixels = decode(vae, latents)
     half = (len(classes) + 1) // 2 * each
     left, right = sheet(pixels[:half], each), sheet(pixels[half:], each)

@@ -31,13 +31,13 @@ MODEL = Path(__file__).parents[1] / "models" / "emoji-dit-64"
 class Recipe:
     """What a run may choose. Rates are peaks; `muon_rate` is for the blocks' matrices, `rate` for the rest."""
 
-    batch: int = 128
+    batch: int = 64
     rate: float = 1e-3
-    muon_rate: float = 1e-3
+    muon_rate: float = 2e-3
     muon: bool = True
     weight_decay: float = 0.01
     warmup_steps: int = 200
-    ema: float = 0.9993
+    ema: float = 0.998
     dropped_labels: float = 0.1
 
 
