@@ -16,7 +16,7 @@ Prediction = Literal["epsilon", "v_prediction", "flow"]
 MAX_HEADER_BYTES = 64 * 1024**2
 _PARTS = ("scheduler", "transformer", "vae")
 _COPIES = re.compile(r"transformer_blocks\.[1-9]\d*\.norm1\.emb\.")
-_FILES = ["model_index.json", "README.md", "*/*.json", "*/*.safetensors"]
+_FILES = ["model_index.json", "training.json", "README.md", "*/*.json", "*/*.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class BaseSummary:
     parameters: int
     """Weights of the transformer, the embedders' copies counted once."""
     licence: str | None
+    learning_rate: float | None
+    """What the base itself was trained with, where its `training.json` says so."""
 
     def label_of(self, name: str) -> int:
         """The class number of a name."""
@@ -95,6 +97,7 @@ def base_summary(folder: str | Path, name: str | None = None) -> BaseSummary:
         has_vae=has_vae,
         parameters=_count_parameters(folder / "transformer"),
         licence=_licence(folder / "README.md"),
+        learning_rate=_learning_rate(folder / "training.json"),
     )
 
 
@@ -175,6 +178,13 @@ def _count_parameters(folder: Path) -> int:
             prod(tensor["shape"]) for key, tensor in header.items() if key != "__metadata__" and not _COPIES.match(key)
         )
     return total
+
+
+def _learning_rate(record: Path) -> float | None:
+    if not record.is_file():
+        return None
+    rate = read_json(record).get("learning_rate")
+    return float(rate) if isinstance(rate, int | float) and 0 < rate < 1 else None
 
 
 def _licence(card: Path) -> str | None:

@@ -51,6 +51,13 @@ def test_the_licence_is_the_cards(tmp_path: Path):
     assert base_summary(folder).licence == "apache-2.0"
 
 
+def test_the_bases_own_rate_is_its_records(tmp_path: Path):
+    folder = make_pipeline(tmp_path / "base", vae=False)
+    assert base_summary(folder).learning_rate is None
+    (folder / "training.json").write_text('{"step": 500, "learning_rate": 0.001}')
+    assert base_summary(folder).learning_rate == 0.001
+
+
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [

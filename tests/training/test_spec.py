@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,14 +18,25 @@ def ask(base: Base, images: int = 300, classes: int = 10, **hyperparameters: Any
 def test_auto_and_absent_and_null_are_the_same(base: Base):
     fields = ("steps", "batch_size", "learning_rate", "flip", "layout", "gamma_depth", "ema_decay")
     assert ask(base) == ask(base, **dict.fromkeys(fields, "auto")) == ask(base, **dict.fromkeys(fields))
-    assert ask(base).learning_rate == pytest.approx(1e-3)
-    assert ask(base, learning_rate_multiplier=3).learning_rate == pytest.approx(3e-4)
+
+
+def test_the_rate_is_ten_times_the_bases_own(base: Base):
+    wide = replace(base.summary, hidden=1152)
+    for summary, multiplier, rate in (
+        (wide, None, 1e-3),
+        (wide, 3, 3e-4),
+        (replace(wide, hidden=256), None, 4.5e-3),
+        (replace(wide, hidden=16), None, 1e-2),
+        (replace(wide, learning_rate=2e-4), None, 2e-3),
+    ):
+        asked = {"learning_rate_multiplier": multiplier}
+        assert resolve(asked, images=9, classes=1, base=summary, seed=0).learning_rate == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("images", [2, 50, 500, 5000])
 def test_auto_stays_within_bounds_for_any_dataset(base: Base, images: int):
     spec = ask(base, images=images)
-    assert 300 <= spec.steps <= 1000
+    assert 200 <= spec.steps <= 600
     assert spec.warmup_steps < spec.steps
     assert spec.validation_every <= spec.steps
 
