@@ -25,7 +25,7 @@ def event_number(text: str) -> int | None:
     """Of `ftevent-12` or `12`; None for what is no event's id. The column holds 31 bits."""
     digits = text.removeprefix("ftevent-")
     is_number = digits.isascii() and digits.isdigit() and len(digits) <= 18
-    return min(int(digits), 2**31 - 1) if is_number else None
+    return min(int(digits), 2**63 - 1) if is_number else None
 
 
 def last_event_id(request: Request) -> int:

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, MetaData
+from sqlalchemy import JSON, BigInteger, DateTime, Integer, MetaData
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase
@@ -37,6 +37,8 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 # None is SQL's NULL, never JSON's `null`: `IS NULL` means the same after an update as after an insert.
+# A table that grows with every event outgrows 32 bits; SQLite counts up by itself only in its own INTEGER.
+Counter = BigInteger().with_variant(Integer, "sqlite")
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
 

@@ -5,7 +5,7 @@ from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from core.clock import utc_now
-from core.db.base import Base
+from core.db.base import Base, Counter
 from core.ids import new_id
 from core.models.lease import Leased
 
@@ -52,7 +52,7 @@ class JobEvent(Base):
     __tablename__ = "job_events"
     __table_args__ = (Index("ix_job_events_job", "job_id", "id"),)
 
-    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
     level: Mapped[str] = mapped_column(default="info")  # info | warn | error
@@ -66,7 +66,7 @@ class JobMetric(Base):
     __tablename__ = "job_metrics"
     __table_args__ = (UniqueConstraint("job_id", "step"),)
 
-    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
     step: Mapped[int]

@@ -4,7 +4,7 @@ from typing import Any
 from sqlalchemy.orm import Mapped, mapped_column
 
 from core.clock import utc_now
-from core.db.base import Base
+from core.db.base import Base, Counter
 
 
 class OutboxMessage(Base):
@@ -12,7 +12,7 @@ class OutboxMessage(Base):
 
     __tablename__ = "outbox_messages"
 
-    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=True)
     topic: Mapped[str]
     payload: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(default=utc_now)

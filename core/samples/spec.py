@@ -54,6 +54,8 @@ def resolve(
         raise Invalid(f"n is {n}: at most {max_n} images a request", pointer="/n")
     if adapter is None and guidance == "domain":
         raise Invalid("domain guidance needs an adapter: name a tuned model, or use cfg", pointer="/guidance")
+    if solver == "euler" and base.prediction != "flow":
+        raise Invalid("euler draws from flow bases alone: use dpm++ or ddim", pointer="/solver")
     chosen = guidance or ("domain" if adapter else "cfg")
     return SampleSpec(
         label=_label(prompt, names),

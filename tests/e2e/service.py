@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import httpx
 
 READY_SECONDS = 90.0
+ENDED = ("succeeded", "failed", "cancelled")
 
 Answer = TypeVar("Answer")
 
@@ -137,9 +138,22 @@ def job(client: httpx.Client, job_id: str) -> dict[str, Any]:
     return client.get(f"/v1/fine_tuning/jobs/{job_id}").json()
 
 
+def reaches(client: httpx.Client, job_id: str, step: int) -> dict[str, Any]:
+    """Wait until the job is past `step`; that it ended before is a failure, said at once."""
+    found = wait_for(
+        lambda: job(client, job_id), lambda found: step_of(found) > step or found["status"] in ENDED, seconds=120
+    )
+    assert found["status"] == "running", found
+    return found
+
+
 def ended(client: httpx.Client, job_id: str, seconds: float = 180) -> dict[str, Any]:
-    done = ("succeeded", "failed", "cancelled")
-    return wait_for(lambda: job(client, job_id), lambda found: found["status"] in done, seconds)
+    return wait_for(lambda: job(client, job_id), lambda found: found["status"] in ENDED, seconds)
+
+
+def step_of(found: dict[str, Any]) -> int:
+    """How far a job is; it has no progress before its first step."""
+    return found["progress"]["step"] if found["progress"] else 0
 
 
 def adapter_of(client: httpx.Client, found: dict[str, Any]) -> dict[str, Any]:

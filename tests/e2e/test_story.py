@@ -13,7 +13,7 @@ import openai
 import pytest
 from PIL import Image
 
-from tests.e2e.service import RunningService, adapter_of, ended, job, push, running, train, wait_for
+from tests.e2e.service import RunningService, adapter_of, ended, job, push, reaches, running, step_of, train, wait_for
 from tests.e2e.shapes import shapes_zip
 
 pytestmark = pytest.mark.e2e
@@ -120,7 +120,7 @@ def test_a_worker_killed_halfway_ends_in_the_same_adapter(service: RunningServic
         undisturbed = ended(client, train(client, MODEL, file["id"], **asked)["id"])
 
         disturbed = train(client, MODEL, file["id"], **asked)
-        found = wait_for(lambda: job(client, disturbed["id"]), lambda found: found["progress"]["step"] > steps // 3)
+        found = reaches(client, disturbed["id"], steps // 3)
         assert found["status"] == "running"
         os.kill(_device_process(service), signal.SIGKILL)
         found = ended(client, disturbed["id"])
@@ -134,14 +134,12 @@ def test_images_are_drawn_while_a_job_trains(service: RunningService) -> None:
     with service.client() as client:
         file = push(client, shapes_zip())
         created = train(client, MODEL, file["id"], steps=2000, batch_size=4)
-        before = wait_for(lambda: job(client, created["id"]), lambda found: found["progress"]["step"] > 0)
+        before = reaches(client, created["id"], 0)
         body = {"model": MODEL, "prompt": "circle", "seed": 1, "steps": 8, "response_format": "b64_json"}
         assert client.post("/v1/images/generations", json=body).status_code == 200
         after = job(client, created["id"])
         assert (before["status"], after["status"]) == ("running", "running")
-        moved = wait_for(
-            lambda: job(client, created["id"]), lambda found: found["progress"]["step"] > after["progress"]["step"]
-        )
+        moved = reaches(client, created["id"], step_of(after))
         assert moved["attempt"] == before["attempt"]  # the same claim: it went on, it did not start again
 
         assert client.post(f"/v1/fine_tuning/jobs/{created['id']}/cancel").status_code == 200
@@ -154,10 +152,10 @@ def test_a_paused_job_waits_and_goes_on_from_where_it_was(service: RunningServic
         asked = {"steps": 300, "batch_size": 4}
         straight = ended(client, train(client, MODEL, file["id"], **asked)["id"])
         created = train(client, MODEL, file["id"], **asked)
-        wait_for(lambda: job(client, created["id"]), lambda found: found["progress"]["step"] > 20)
+        reaches(client, created["id"], 20)
         client.post(f"/v1/fine_tuning/jobs/{created['id']}/pause").raise_for_status()
         paused = wait_for(lambda: job(client, created["id"]), lambda found: found["status"] == "paused")
-        assert 0 < paused["progress"]["step"] < 300
+        assert 0 < step_of(paused) < 300
         client.post(f"/v1/fine_tuning/jobs/{created['id']}/resume").raise_for_status()
         found = ended(client, created["id"])
         assert found["status"] == "succeeded"
@@ -169,7 +167,7 @@ def test_ctrl_c_ends_every_process_and_a_second_start_resumes_the_job(tmp_path: 
         with service.client() as client:
             file = push(client, shapes_zip())
             created = train(client, MODEL, file["id"], steps=1500, batch_size=4)
-            wait_for(lambda: job(client, created["id"]), lambda found: found["progress"]["step"] > 20)
+            reaches(client, created["id"], 20)
         children = service.children()
         assert len(children) >= 5
         printed = service.stop()
