@@ -68,8 +68,8 @@ def list_jobs(limit: Annotated[int, typer.Option("--limit", "-n", min=1)] = 20) 
     """The newest jobs."""
     with connected() as client:
         jobs = list(client.jobs.list(limit))
-    rows = [(j.id, j.status, _steps(j), j.model, j.fine_tuned_model or "", moment(j.created_at)) for j in jobs]
-    table(("ID", "STATUS", "STEP", "BASE", "MODEL", "CREATED"), rows, "no jobs yet: difffit train FOLDER")
+    rows = [(j.id, j.status, _steps(j), j.model, j.adapter_id, moment(j.created_at)) for j in jobs]
+    table(("ID", "STATUS", "STEP", "BASE", "ADAPTER", "CREATED"), rows, "no jobs yet: difffit train FOLDER")
 
 
 @app.command("show")
