@@ -22,6 +22,10 @@ def write_pipeline(dit: DiTTransformer2DModel, vae: AutoencoderKL, folder: Path)
     pipeline = DiTPipeline(untied(dit), vae.half(), make_scheduler())
     pipeline.register_to_config(id2label={str(number): name for number, name in ID2LABEL.items()})
     pipeline.save_pretrained(folder, safe_serialization=True)
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)  # where it was loaded from: a path of the machine that trained it
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > MAX_BYTES:
         raise ValueError(f"{folder.name} has {size} bytes, over {MAX_BYTES}")

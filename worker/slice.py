@@ -312,8 +312,8 @@ class Slice:
                 classes=list(adapter.classes),
                 metrics=metrics,
             )
-            jobs.charge(session, plan.tenant_id, self._unpaid)
             published = jobs.finish(session, plan, row, metrics)
+            jobs.charge(session, plan.tenant_id, self._unpaid)
         if published:
             faults.point("after_succeeded")
             log.info("job.succeeded", adapter_id=adapter_id, sha256=digest, bytes=len(data))
@@ -338,8 +338,8 @@ class Slice:
 
     def _hand_back(self) -> None:
         with self._services.database.write() as session:
-            jobs.charge(session, self.plan.tenant_id, self._unpaid)
             jobs.yield_back(session, self.plan)
+            jobs.charge(session, self.plan.tenant_id, self._unpaid)
         self._services.nudges.rouse()
         self._end()
 

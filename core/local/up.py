@@ -118,9 +118,7 @@ class Service:
         if settings.broker_url is None:
             self._broker = start_broker(settings.broker_socket, self._folder / "broker", logs / "broker.log")
         self._children = [
-            self._child(
-                "api", "uvicorn", "api.app:create_app", "--factory", *self._address(), "--no-access-log", *_GRACE
-            ),
+            self._child("api", *_API, *self._address()),
             self._child("upkeep", "worker.upkeep"),
             self._child("datasets", *_celery("datasets", "datasets")),
             self._child("device", *_celery("device", _DEVICE_QUEUES[settings.role])),
@@ -196,7 +194,8 @@ class Service:
         _say("stopped")
 
 
-_GRACE = ("--timeout-graceful-shutdown", "5")  # an open event stream must not hold up the shutdown
+# Without the grace, an open event stream would hold up the shutdown.
+_API = ("uvicorn", "api.app:create_app", "--factory", "--no-access-log", "--timeout-graceful-shutdown", "5")
 _DEVICE_QUEUES = {"both": "train,sample", "train": "train", "sample": "sample"}
 
 
