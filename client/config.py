@@ -32,7 +32,7 @@ def find_config(environment: Mapping[str, str] | None = None, data_dir: Path | N
     """DIFFFIT_URL and DIFFFIT_API_KEY; else the port and the key file of the service in `data_dir` (`.difffit`)."""
     environment = os.environ if environment is None else environment
     folder = data_dir or Path(environment.get("DIFFFIT_DATA_DIR") or ".difffit")
-    url = environment.get("DIFFFIT_URL") or _local_url(environment)
+    url = environment.get("DIFFFIT_URL") or _local_url(environment, folder)
     if not _is_http_url(url):
         raise ClientError(f"DIFFFIT_URL is {url!r}: it must be an address like {DEFAULT_URL}")
     if key := environment.get("DIFFFIT_API_KEY", "").strip():
@@ -47,10 +47,14 @@ def find_config(environment: Mapping[str, str] | None = None, data_dir: Path | N
     return Config(url, key or None, str(path), folder)
 
 
-def _local_url(environment: Mapping[str, str]) -> str:
-    """A service that was told another port by its own settings is found by the same settings."""
-    port = environment.get("DIFFFIT_PORT")
-    return f"http://127.0.0.1:{port}" if port else DEFAULT_URL
+def _local_url(environment: Mapping[str, str], folder: Path) -> str:
+    """The service in `folder`: by the port that its settings name, else by the address that it wrote down."""
+    if port := environment.get("DIFFFIT_PORT"):
+        return f"http://127.0.0.1:{port}"
+    try:
+        return (folder / "url").read_text().strip() or DEFAULT_URL
+    except OSError:
+        return DEFAULT_URL
 
 
 def _is_http_url(url: str) -> bool:

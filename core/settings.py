@@ -46,6 +46,7 @@ class Settings(BaseSettings):
         description="DiTPipeline folders or hub names, comma-separated; the first is the default.",
     )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type that the frozen base is held in.")
     threads: int = Field(0, ge=0, description="CPU threads of a device worker; 0 takes every core.")
     role: Role = Field("both", description="What a device worker does: `both`, `train` or `sample`.")
     bank_slots: int = Field(32, ge=2, description="Adapters that the bank on the device holds, the base included.")

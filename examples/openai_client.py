@@ -2,7 +2,6 @@
 
 python examples/openai_client.py examples/mnist_digits_32.zip "digit-3" --steps 60
 """
-# ruff: noqa: T201 - an example talks
 
 import argparse
 import base64

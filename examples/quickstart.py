@@ -2,7 +2,6 @@
 
 python examples/quickstart.py examples/mnist_digits_32.zip --steps 60
 """
-# ruff: noqa: T201 - an example talks
 
 import argparse
 from pathlib import Path

@@ -27,6 +27,7 @@ from core.training.data import TrainingData, prepare
 from worker.services import Services, get_services
 
 log = structlog.get_logger()
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PREPARED = 4  # datasets whose latents stay in host memory between slices
 
 
@@ -64,7 +65,8 @@ class Runtime:
         """The base of that name, loaded when first asked for."""
         if model not in self._devices:
             settings = self.services.settings
-            base = load_base(str(self.services.catalog.folder(model)), device=_device(settings.device), name=model)
+            folder = str(self.services.catalog.folder(model))
+            base = load_base(folder, device=_device(settings.device), dtype=_DTYPES[settings.dtype], name=model)
             layout = base.layout(gamma_depth="all", gamma_places=["attention", "mlp", "qkv", "projection"])
             engine = Engine(
                 base,

@@ -127,6 +127,7 @@ class Service:
             child.start()
         self._await_ready()
         url = f"http://{settings.host}:{settings.port}"
+        (self._folder / "url").write_text(f"{url}\n")  # where the command line finds us
         _say(f"DiffFit is up at {url}; data in {self._folder}; Ctrl-C stops it")
         if made:
             _say(f"made the tenant 'default' and its API key: {made}")

@@ -28,6 +28,12 @@ def test_the_services_own_port_setting_leads_to_it(data_dir: Path) -> None:
     assert find_config({"DIFFFIT_PORT": "9000"}, data_dir).url == "http://127.0.0.1:9000"
 
 
+def test_the_address_that_the_service_wrote_down_leads_to_it(data_dir: Path) -> None:
+    (data_dir / "url").write_text("http://127.0.0.1:9001\n")
+    assert find_config({}, data_dir).url == "http://127.0.0.1:9001"
+    assert find_config({"DIFFFIT_PORT": "9000"}, data_dir).url == "http://127.0.0.1:9000"
+
+
 def test_a_missing_key_is_said_only_when_it_is_needed(tmp_path: Path) -> None:
     config = find_config({}, tmp_path)
     assert config.api_key is None
