@@ -56,6 +56,9 @@ def _logs(**_: Any) -> None:
 @worker_init.connect
 def _prepare(**_: Any) -> None:
     """In the parent, before the child is spawned: the child inherits the stop file's name."""
+    # A thread that waits for its twin must not burn the core that the twin needs: with both cores in use elsewhere,
+    # a step on two spinning threads took over 10 s, on two that sleep 0.65 s (docs/log.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ[STOP_FILE] = str(Path(tempfile.mkdtemp(prefix="difffit-")) / "stop")
 
 
