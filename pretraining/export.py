@@ -32,8 +32,8 @@ def write_pipeline(dit: DiTTransformer2DModel, vae: AutoencoderKL, folder: Path)
 
 
 def write_progress(run: Run, folder: Path) -> None:
-    """How far these weights came: what a run that has only this folder goes on from."""
-    told = {"step": run.step, "hours": round(run.seconds / 3600, 3)}
+    """How far these weights came, for a run that has only this folder, and the rate that jobs take ten times of."""
+    told = {"step": run.step, "hours": round(run.seconds / 3600, 3), "learning_rate": run.recipe.rate}
     (folder / "training.json").write_text(json.dumps(told) + "\n")
 
 
