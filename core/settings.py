@@ -7,12 +7,21 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from core.errors import Invalid
 
 PACKAGED_BASE = Path(__file__).parent.parent / "models" / "emoji-dit-64"
 
 _LONGEST_SOCKET = 100  # the kernel takes 107 bytes
+
+
+class BadSettings(Invalid):
+    """A setting has a value that it cannot have; the message names the setting, never the value."""
+
+    code = "bad_settings"
+
 
 Role = Literal["both", "train", "sample"]
 
@@ -115,5 +124,9 @@ class Settings(BaseSettings):
 
 @functools.cache
 def get_settings() -> Settings:
-    """The process's settings, read once. Only edges call this; `core` is handed what it needs."""
-    return Settings()  # pyright: ignore[reportCallIssue]  # pydantic-settings fills the fields
+    """The process's settings, read once. Only edges call this; `core` is handed what it needs. Raises BadSettings."""
+    try:
+        return Settings()  # pyright: ignore[reportCallIssue]  # pydantic-settings fills the fields
+    except ValidationError as error:
+        wrong = [f"DIFFFIT_{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors(include_input=False)]
+        raise BadSettings("; ".join(wrong)) from None  # the cause would show values, and some are secret

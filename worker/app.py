@@ -1,6 +1,8 @@
 """The Celery app. A message is a nudge: it wakes a worker, which asks the database what there is to do."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,9 @@ def _prepare(**_: Any) -> None:
     # A thread that waits for its twin must not burn the core that the twin needs: with both cores in use elsewhere,
     # a step on two spinning threads took over 10 s, on two that sleep 0.65 s (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ[STOP_FILE] = str(Path(tempfile.mkdtemp(prefix="difffit-")) / "stop")
+    folder = tempfile.mkdtemp(prefix="difffit-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ[STOP_FILE] = str(Path(folder) / "stop")
 
 
 @worker_process_init.connect

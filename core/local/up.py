@@ -24,7 +24,7 @@ from core.errors import DomainError
 from core.local.bootstrap import bootstrap, key_file
 from core.local.broker import start_broker
 from core.local.checks import CannotStart, check_bases, check_folder, check_port, lock_folder
-from core.settings import Settings
+from core.settings import Settings, get_settings
 
 _STOP_SECONDS = 20.0
 _START_SECONDS = 60.0
@@ -212,7 +212,7 @@ def _say(line: str) -> None:
 def main() -> int:
     """Settings come from the environment and .env; the command line passes its options on as environment."""
     try:
-        Service(Settings()).run()  # pyright: ignore[reportCallIssue]  # pydantic-settings fills the fields
+        Service(get_settings()).run()
     except DomainError as error:
         sys.stderr.write(f"difffit: {error}\n")
         return 1

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from core.db.session import Database
-from core.errors import Conflict
+from core.errors import DomainError
 from core.settings import get_settings
 from core.tenants import service as tenants
 
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
         with database.write() as session:
             tenant = tenants.create_tenant(session, name)
             secret = tenants.create_key(session, tenant.id, "first key").secret
-    except Conflict as error:
+    except DomainError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     finally:

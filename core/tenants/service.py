@@ -1,6 +1,7 @@
 """Tenants and their keys. A key's secret is shown once; the database holds its digest."""
 
 import hashlib
+import re
 import secrets
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.db.session import now
-from core.errors import Conflict, DomainError, NotFound
+from core.errors import Conflict, DomainError, Invalid, NotFound
 from core.models import ApiKey, Tenant
 
 _PREFIX = "dfk_"
@@ -30,7 +31,14 @@ class NewKey:
     secret: str  # never stored, never logged
 
 
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
 def create_tenant(session: Session, name: str) -> Tenant:
+    """Raises Invalid for a name that could not stand in a model's name, Conflict for one that is taken."""
+    if not _NAME.fullmatch(name):
+        message = f"a tenant's name is 1 to 63 of a-z, 0-9 and '-', not {name!r}"
+        raise Invalid(message, code="bad_tenant_name", pointer="/name")
     if session.scalar(select(Tenant.id).where(Tenant.name == name)) is not None:
         raise Conflict(f"a tenant named {name!r} exists already", code="tenant_exists", pointer="/name")
     tenant = Tenant(name=name)
