@@ -25,7 +25,9 @@ SOURCES = [
 ]
 NEVER_SENT = {
     "error",  # the families' base
-    "tenant_exists",  # tenants are made by the operator
+    "bad_settings",  # said at start
+    "bad_tenant_name",  # tenants are made by the operator
+    "tenant_exists",
 }
 FROM_WORKERS = {"adapter_corrupt", "adapter_missing", "cancelled"}  # on an image request's row
 SPELLED_OUT = {"malformed_json", "internal_error", "method_not_allowed"}  # given to `problem` as they are
