@@ -10,7 +10,6 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
 from api.errors import add_error_handlers
-from api.logs import configure_logs
 from api.metrics import Metrics
 from api.middleware import Authentication, Limits, Surroundings
 from api.routes import ROUTERS
@@ -20,6 +19,7 @@ from api.upload import Gate
 from api.watch import Watch
 from core.bases import Catalog
 from core.db.session import Database
+from core.logs import configure_logs
 from core.nudges import Nudges
 from core.settings import Settings, get_settings
 from core.storage import open_store

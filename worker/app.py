@@ -10,9 +10,9 @@ from typing import Any
 from celery import Celery
 from celery.signals import setup_logging, worker_init, worker_process_init, worker_shutting_down
 
+from core.logs import configure_logs
+from core.parent import die_with_parent
 from core.settings import get_settings
-from worker.logs import configure_logs
-from worker.parent import die_with_parent
 
 QUEUES = {"dataset.validate": "datasets", "job.train": "train", "sample.draw": "sample"}
 

@@ -16,11 +16,11 @@ from core import nudges, outbox, retention
 from core.datasets import service as datasets
 from core.db.session import Database
 from core.jobs import service as jobs
+from core.logs import configure_logs
 from core.samples import service as samples
 from core.settings import Settings, get_settings
 from core.storage import open_store
 from worker.app import app
-from worker.logs import configure_logs
 from worker.relay import Relay
 
 log = structlog.get_logger()

@@ -3,7 +3,6 @@
 Every child dies with this process: it is stopped in order on SIGINT and SIGTERM, and by the kernel should we be killed.
 """
 
-import ctypes
 import json
 import os
 import signal
@@ -24,17 +23,11 @@ from core.errors import DomainError
 from core.local.bootstrap import bootstrap, key_file
 from core.local.broker import start_broker
 from core.local.checks import CannotStart, check_bases, check_folder, check_port, lock_folder
+from core.parent import die_with_parent
 from core.settings import Settings, get_settings
 
 _STOP_SECONDS = 20.0
 _START_SECONDS = 60.0
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def _die_with_parent() -> None:
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclass
@@ -58,7 +51,7 @@ class Child:
                 stderr=out,
                 env=self.environment,
                 start_new_session=True,  # the terminal's Ctrl-C is for us alone: we stop children in order
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         self.started = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Structured logs: a fixed event, facts in fields, one line of JSON each."""
+"""Structured logs: a fixed event, facts in fields, one line of JSON each, so that hostile names stay on theirs."""
 
 import logging
 import sys
@@ -16,7 +16,6 @@ def configure_logs(level: str) -> None:
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=True,
     )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[*shared],
