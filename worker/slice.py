@@ -241,6 +241,7 @@ class Slice:
                     label=label,
                     seed=_PREVIEW_SEED + label,
                     steps=spec.preview_steps,
+                    guidance="domain",  # as requests for images of an adapter are drawn by default
                 )
             )
             for label in range(min(len(adapter.classes), spec.preview_images))
