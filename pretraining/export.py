@@ -59,8 +59,8 @@ def check(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scale", type=float, default=2.5, help="guidance of the contact sheet")
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--scale", type=float, default=3.0, help="guidance of the contact sheet")
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
