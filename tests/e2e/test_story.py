@@ -183,6 +183,14 @@ def test_ctrl_c_ends_every_process_and_a_second_start_resumes_the_job(tmp_path: 
             assert not [event for event in events if event["level"] != "info"]  # a shutdown is nobody's failure
 
 
+def test_a_killed_supervisor_leaves_no_process_behind(tmp_path: Path, tiny_base: Path) -> None:
+    with running(tmp_path / "data", tiny_base) as service:
+        children = service.children()
+        assert len(children) >= 5
+        service.kill()
+        wait_for(lambda: [pid for pid in children if _is_alive(pid)], lambda alive: alive == [], seconds=20)
+
+
 def _device_process(service: RunningService) -> int:
     """The child of the device worker that holds the base: the largest process of the service."""
     return max(service.children(), key=_resident)
