@@ -90,7 +90,8 @@ def main() -> None:
     for row in rows:
         print(
             f"{row['base']:9} {row['classes']:5} classes: "
-            f"{row['adapter_parameters']:9,} of {row['base_parameters']:11,} ({row['fraction']:.4%}), file {row['file_bytes']:9,} bytes (header {row['header_fraction']:.2%})"
+            f"{row['adapter_parameters']:9,} of {row['base_parameters']:11,} ({row['fraction']:.4%}), "
+            f"file {row['file_bytes']:9,} bytes (header {row['header_fraction']:.2%})"
         )
     [fraction] = [row["fraction"] for row in rows if (row["base"], row["classes"]) == ("DiT-XL/2", 101)]
     print(json.dumps({"xl2_101_fraction": fraction, "paper_xl2": PAPER_XL2, "rows": rows}))
