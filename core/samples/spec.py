@@ -71,7 +71,7 @@ def resolve(
     )
 
 
-_DEFAULT_SCALE: dict[Guidance, float] = {"none": 1.0, "cfg": 2.0, "domain": 2.0}
+_DEFAULT_SCALE: dict[Guidance, float] = {"none": 1.0, "cfg": 3.0, "domain": 2.0}
 
 
 def _named(prompt: str | None) -> str | None:
