@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type that the frozen base is held in.")
-    threads: int = Field(0, ge=0, description="CPU threads of a device worker; 0 takes every core.")
+    threads: int = Field(1, ge=1, description="CPU threads of a device worker.")
     role: Role = Field("both", description="What a device worker does: `both`, `train` or `sample`.")
     bank_slots: int = Field(32, ge=2, description="Adapters that the bank on the device holds, the base included.")
     max_batch_rows: int = Field(32, ge=1, description="Rows of one denoising forward pass.")
@@ -92,10 +92,6 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
-
-    @property
-    def cpu_threads(self) -> int:
-        return self.threads or os.cpu_count() or 1
 
     @property
     def database(self) -> str:

@@ -54,7 +54,7 @@ class Runtime:
         self._keys: dict[str, str] = {}  # adapter digest to object key, as claims told us
         self._held: dict[str, Adapter] = {}  # adapters of running jobs, for previews
         self._prepared: OrderedDict[tuple[object, ...], TrainingData] = OrderedDict()
-        torch.set_num_threads(services.settings.cpu_threads)
+        torch.set_num_threads(services.settings.threads)
 
     def close(self) -> None:
         for device in self._devices.values():

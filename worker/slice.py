@@ -349,7 +349,7 @@ class Slice:
             for future in futures:
                 future.cancel()
         self._previews = []
-        torch.set_num_threads(self._services.settings.cpu_threads)
+        torch.set_num_threads(self._services.settings.threads)
         self.is_over = True
 
 

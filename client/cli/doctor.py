@@ -80,9 +80,8 @@ def _torch() -> Finding:
     found = machine.find_torch()
     if found is None:
         return Finding("fail", "torch", "does not import", "run make setup; without it nothing trains or draws")
-    threads = os.environ.get("DIFFFIT_THREADS", "0")
-    used = f"{machine.cores()} (every core)" if threads == "0" else threads
-    text = f"{found.version} on {found.device}, threads of a worker: {used}"
+    threads = os.environ.get("DIFFFIT_THREADS", "1")
+    text = f"{found.version} on {found.device}, threads of a worker: {threads}"
     if not found.version.startswith("2.13."):
         return Finding("warn", "torch", text, "2.13 is what was tested")
     return Finding("ok", "torch", text)

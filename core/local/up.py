@@ -128,7 +128,7 @@ class Service:
             _say(f"API key: {key_file(self._folder)}")
 
     def _child(self, name: str, module: str, *words: str) -> Child:
-        threads = str(self._settings.cpu_threads)
+        threads = str(self._settings.threads)
         environment = os.environ | {
             "DIFFFIT_DATA_DIR": str(self._folder),
             "DIFFFIT_HOST": self._settings.host,
