@@ -76,7 +76,7 @@ def test_foreign_keys_are_enforced(database: Database) -> None:
 
 def test_a_read_does_not_wait_for_a_writer(database: Database) -> None:
     with database.write() as writing:
-        make_tenant(writing, "not yet there")
+        make_tenant(writing, "not-yet-there")
         answers: list[object] = []
 
         def read() -> None:

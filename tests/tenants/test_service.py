@@ -2,7 +2,7 @@ import pytest
 from sqlalchemy import select
 
 from core.db.session import Database
-from core.errors import Conflict, NotFound
+from core.errors import Conflict, Invalid, NotFound
 from core.models import ApiKey
 from core.tenants import service as tenants
 from tests.races import race
@@ -88,3 +88,10 @@ def test_two_tenants_cannot_have_one_name(database: Database) -> None:
         with pytest.raises(Conflict) as refused:
             tenants.create_tenant(session, "acme")
     assert (refused.value.code, refused.value.pointer) == ("tenant_exists", "/name")
+
+
+@pytest.mark.parametrize("name", ["", "Acme", "a b", "a:b", "-a", "a" * 64, "a\n"])
+def test_a_name_that_could_not_stand_in_a_models_name_is_refused(database: Database, name: str) -> None:
+    with database.write() as session, pytest.raises(Invalid) as refused:
+        tenants.create_tenant(session, name)
+    assert (refused.value.code, refused.value.pointer) == ("bad_tenant_name", "/name")
