@@ -1,0 +1,304 @@
+"""Ways to adapt a frozen base to a domain, on equal terms: the same pictures, noises, times and labels at each step.
+
+DiffFit and BitFit are the service's own trainer. The others change a base of their own, as the named public code does:
+
+| method | what trains beside the class rows |
+|---|---|
+| full | every weight and bias |
+| lora-qkv | LoRA of rank 8 on the attention's q, k and v (arXiv 2304.06648, table 1; Hu et al., arXiv 2106.09685) |
+| lora-fair | LoRA of rank 8 on every linear map of the blocks, and every bias |
+| modules | bottlenecks of width 8 behind attention and feed-forward (Houlsby et al., arXiv 1902.00751) |
+"""
+
+import dataclasses
+import math
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.domains import Domain, Pictures
+from core.adapters import format as adapter_format
+from core.diffusion.base import Base
+from core.diffusion.catalog import BaseSummary
+from core.diffusion.families import load_base
+from core.diffusion.places import AdaptedAffine
+from core.training.data import TrainingData, prepare
+from core.training.loop import Trainee, TrainState, finish, fit, numeric_path, start
+from core.training.objective import row_losses
+from core.training.optim import average_step, warmed_up
+from core.training.spec import TrainSpec, resolve
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Prediction (B, C, h, w) of x (B, C, h, w) at times t (B,) for labels (B,); the label after the last class is null."""
+
+RANK = 8
+METHODS = ("base", "full", "bitfit", "difffit", "difffit-none", "difffit-all", "lora-qkv", "lora-fair", "modules")
+_OURS: dict[str, dict[str, object]] = {
+    "bitfit": {"layout": "bitfit"},
+    "difffit": {"gamma_depth": "half"},
+    "difffit-none": {"gamma_depth": "none"},
+    "difffit-all": {"gamma_depth": "all"},
+}
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A method's result on one domain: what it predicts with its averaged weights, and what it cost."""
+
+    predict: Predict
+    parameters: int
+    file_bytes: int
+    train_seconds: float
+    peak_bytes: int  # of memory while training, above what the loaded base and data took
+    losses: list[float]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How to train. None is the service's `auto`."""
+
+    method: str
+    steps: int | None
+    batch_size: int
+    learning_rate: float | None
+    seed: int
+
+
+def spec_of(asked: Asked, summary: BaseSummary, pictures: int, classes: int) -> TrainSpec:
+    """The service's own defaults, but for what is asked."""
+    given: dict[str, object] = {
+        "batch_size": asked.batch_size,
+        "preview_every": None,
+        **_OURS.get(asked.method, {}),
+    }
+    for field in ("steps", "learning_rate"):
+        if (value := getattr(asked, field)) is not None:
+            given[field] = value
+    return resolve(given, images=pictures, classes=classes, base=summary, seed=asked.seed)
+
+
+def training_data(base: Base, domain: Domain, pictures: Pictures) -> TrainingData:
+    """All of the pictures train: what is held out lies in the domain's other parts."""
+    data = prepare(base, pictures.pixels, pictures.labels.tolist(), domain.classes, seed=0, flip=False)
+    every = torch.arange(len(pictures))
+    return dataclasses.replace(data, train=every, held_out=every[:0])
+
+
+def adapt(
+    folder: Path,
+    base: Base,
+    data: TrainingData,
+    asked: Asked,
+    watch: Callable[[int, Predict], None] | None = None,
+    watch_every: int = 0,
+) -> Adapted:
+    """Train by a method. `base` stays as it is; `watch` sees the averaged weights every so many steps."""
+    spec = spec_of(asked, base.summary, len(data.train), len(data.classes))
+    if asked.method == "base":
+        state = start(base, data, spec)
+        return Adapted(_predictor(base, data, spec, state), 0, 0, 0.0, 0, [])
+    if asked.method in _OURS:
+        return _ours(base, data, spec, watch, watch_every)
+    return _others(folder, base, data, spec, asked.method, watch, watch_every)
+
+
+def null_of(base: Base) -> Predict:
+    """The frozen base without a class: domain guidance's other branch."""
+
+    def predict(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        rows = base.class_starts(torch.full_like(labels, base.num_classes))
+        return base.forward(x, t, None, rows)[:, : base.channels].float()
+
+    return predict
+
+
+# --- the service's own ------------------------------------------------------------------------------------------------
+
+
+def _ours(
+    base: Base, data: TrainingData, spec: TrainSpec, watch: Callable[[int, Predict], None] | None, watch_every: int
+) -> Adapted:
+    state = start(base, data, spec)
+    path = numeric_path(base, spec, rows="fused")
+    losses: list[float] = []
+    peak, seconds = Peak(), 0.0
+    for progress in fit(base, data, spec, state, path):
+        seconds += progress.seconds
+        losses.append(progress.loss)
+        if watch is not None and progress.step % watch_every == 0:
+            watch(progress.step, _predictor(base, data, spec, state))
+    adapter = finish(state, base, spec, data)
+    size = len(adapter_format.save(adapter))
+    return Adapted(_predictor(base, data, spec, state), adapter.parameter_count, size, seconds, peak.bytes(), losses)
+
+
+def _predictor(base: Base, data: TrainingData, spec: TrainSpec, state: TrainState) -> Predict:
+    trainee = Trainee(base, data, spec, state)
+    theta, table = (piece.detach().clone() for piece in trainee.pieces(state.average))
+    is_base = not bool(theta.any())
+
+    @torch.no_grad()
+    def predict(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        rows = trainee.class_rows(table, labels)
+        return base.forward(x, t, None if is_base else theta, rows, trainee.layout)[:, : base.channels].float()
+
+    return predict
+
+
+# --- those that change the network ------------------------------------------------------------------------------------
+
+
+class Lora(nn.Module):
+    """W x + b + (α / r) B A x with α = r, as PEFT's defaults of one rank have it; B starts at zero."""
+
+    def __init__(self, inner: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.down = nn.Parameter(torch.empty(rank, inner.in_features))
+        self.up = nn.Parameter(torch.zeros(inner.out_features, rank))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+        self.weight, self.bias = inner.weight, inner.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + F.linear(F.linear(x, self.down), self.up)
+
+
+class Bottleneck(nn.Module):
+    """y + U gelu(D y) behind a linear map y = W x + b; U starts at zero."""
+
+    def __init__(self, inner: nn.Linear, width: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.down = nn.Linear(inner.out_features, width)
+        self.up = nn.Linear(width, inner.out_features)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+        self.weight, self.bias = inner.weight, inner.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        return y + self.up(F.gelu(self.down(y)))
+
+
+def _others(
+    folder: Path,
+    frozen: Base,
+    data: TrainingData,
+    spec: TrainSpec,
+    method: str,
+    watch: Callable[[int, Predict], None] | None,
+    watch_every: int,
+) -> Adapted:
+    torch.manual_seed(spec.seed)
+    base = load_base(folder, name=frozen.name)
+    trained = _open(base, method)
+    table = nn.Parameter(torch.zeros(len(data.classes) + 1, base.hidden))
+    parameters = [*trained.values(), table]
+    # It draws the same pictures, noises and times as DiffFit's trainer does; its own vector stays empty.
+    trainee = Trainee(base, data, spec, start(base, data, spec))
+    averages = [parameter.detach().clone() for parameter in parameters]
+    optimizer = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=0.0)
+    losses: list[float] = []
+    peak, seconds = Peak(), 0.0
+    for step in range(1, spec.steps + 1):
+        began = time.perf_counter()
+        draw = trainee.draw()
+        x_t = base.schedule.add_noise(draw.x0, draw.eps, draw.t)
+        rows = trainee.class_rows(table, draw.labels)
+        out = base.forward(x_t, base.schedule.times[draw.t], None, rows).float()
+        loss = row_losses(base.schedule, out, draw.x0, draw.eps, x_t, draw.t, base.learned_sigma).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = warmed_up(spec.learning_rate, step, spec.warmup_steps)
+        optimizer.step()
+        for average, parameter in zip(averages, parameters, strict=True):
+            average_step(average, parameter.detach(), spec.ema_decay, step)
+        trainee.state.step = step
+        losses.append(float(loss.detach()))
+        seconds += time.perf_counter() - began
+        if watch is not None and step % watch_every == 0:
+            watch(step, _averaged(base, trainee, parameters, averages))
+    tensors = dict(zip([*trained, "class_table"], averages, strict=True))
+    return Adapted(
+        _averaged(base, trainee, parameters, averages),
+        sum(parameter.numel() for parameter in parameters),
+        len(safetensors.torch.save(tensors)),
+        seconds,
+        peak.bytes(),
+        losses,
+    )
+
+
+def _averaged(base: Base, trainee: Trainee, parameters: list[nn.Parameter], averages: list[Tensor]) -> Predict:
+    @torch.no_grad()
+    def predict(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        kept = [parameter.data for parameter in parameters]
+        for parameter, average in zip(parameters, averages, strict=True):
+            parameter.data = average
+        try:
+            rows = trainee.class_rows(parameters[-1], labels)
+            return base.forward(x, t, None, rows)[:, : base.channels].float()
+        finally:
+            for parameter, data in zip(parameters, kept, strict=True):
+                parameter.data = data
+
+    return predict
+
+
+def _open(base: Base, method: str) -> dict[str, nn.Parameter]:
+    """Let gradients flow to what the method trains, by name."""
+    network = base.network
+    for name, place in [*network.named_modules()]:
+        if not isinstance(place, AdaptedAffine) or not isinstance(place.inner, nn.Linear):
+            continue
+        role = name.rpartition("transformer_blocks.")[2].partition(".")[2]  # without the block's number
+        in_block = "transformer_blocks." in name
+        if (method == "lora-fair" and in_block) or (
+            method == "lora-qkv" and role in ("attn1.to_q", "attn1.to_k", "attn1.to_v")
+        ):
+            place.inner = Lora(place.inner, RANK)  # pyright: ignore[reportAttributeAccessIssue]
+        elif method == "modules" and role in ("attn1.to_out.0", "ff.net.2"):
+            place.inner = Bottleneck(place.inner, RANK)  # pyright: ignore[reportAttributeAccessIssue]
+    chosen: dict[str, nn.Parameter] = {}
+    for name, parameter in network.named_parameters():
+        leaf = name.rpartition(".")[2]
+        is_added = ".down" in name or ".up" in name
+        if method == "full" or is_added or (method == "lora-fair" and leaf == "bias"):
+            parameter.requires_grad_(True)
+            chosen[name] = parameter
+    return chosen
+
+
+class Peak:
+    """The most memory that this process held since now, above what it held then."""
+
+    def __init__(self) -> None:
+        self._can_reset = True
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self._can_reset = False
+        self._before = _status("VmRSS") if self._can_reset else _max_rss()
+
+    def bytes(self) -> int:
+        return max(0, (_status("VmHWM") if self._can_reset else _max_rss()) - self._before)
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return 1024 * int(line.split()[1])
+    return 0
+
+
+def _max_rss() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
