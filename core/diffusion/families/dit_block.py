@@ -1,0 +1,234 @@
+"""A DiT block for training: the same function as diffusers' block, with a backward written by hand.
+
+The weights are frozen, so no linear map needs its input again, and an adapter's offsets and scales are vectors of a
+row: all that autograd would keep and pass over once more is left out. γ on attention and MLP multiplies adaLN's gate,
+which costs nothing. Equal to the plain block within float32's rounding (tests/diffusion/test_dit_block.py).
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from core.diffusion.places import AdaptedAffine
+
+_CHUNK = 1 << 16
+"""Values that go through GELU at a time on a CPU: its temporaries then stay in the second-level cache."""
+_GELU = 2 * math.sqrt(2 / math.pi)
+_CUBE = 0.044715
+
+
+class TrainingBlock:
+    """One `BasicTransformerBlock` of adaLN-Zero, seen through its adapted places."""
+
+    def __init__(self, block: Any) -> None:
+        attention, mlp = block.attn1, block.ff.net
+        self._modulation: nn.Module = block.norm1.linear
+        self._qkv: tuple[AdaptedAffine, ...] = (attention.to_q, attention.to_k, attention.to_v)
+        self._projection: AdaptedAffine = attention.to_out[0]
+        self._widen: AdaptedAffine = mlp[0].proj
+        self._narrow: AdaptedAffine = mlp[2]
+        self._heads: int = attention.heads
+        self._eps = block.norm1.norm.eps, block.norm3.eps
+        self._qkv_weight = _join([place.inner for place in self._qkv])  # (3 D, D)
+
+    @staticmethod
+    def supports(block: Any) -> bool:
+        """Whether a block is the one that is written out here."""
+        attention = block.attn1
+        return (
+            block.norm_type == "ada_norm_zero"
+            and block.attn2 is None
+            and isinstance(block.norm3, nn.LayerNorm)  # with weights of its own it would be an AdaptedNorm
+            and type(block.ff.net[0]).__name__ == "GELU"
+            and block.ff.net[0].approximate == "tanh"
+            and type(attention.processor).__name__ == "AttnProcessor2_0"
+            and attention.norm_q is attention.norm_k is attention.spatial_norm is attention.group_norm is None
+            and not attention.residual_connection
+            and attention.rescale_output_factor == 1.0
+        )
+
+    def __call__(self, x: Tensor, conditioning: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """x (B, T, D) and SiLU of the conditioning (B, D) to (B, T, D)."""
+        rows, tokens, width = x.shape
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(conditioning).chunk(6, dim=1)  # (B, D) each
+        offset = torch.cat([_offset(place, values, x) for place in self._qkv], dim=1)  # (B, 3 D)
+        qkv = _Enter.apply(x, 1 + scale1, shift1, offset, self._qkv_weight, self._eps[0])  # (B, T, 3 D)
+        assert isinstance(qkv, Tensor)
+        if any(_scale(place, values) is not None for place in self._qkv):
+            qkv = qkv * torch.cat([_wide_scale(place, values, x) for place in self._qkv], dim=1).unsqueeze(1)
+        q, k, v = qkv.view(rows, tokens, 3, self._heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, T, D / heads) each
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows, tokens, width)
+        y = _Leave.apply(
+            mixed,
+            x,
+            _gated(gate1, self._projection, values),
+            _offset(self._projection, values, x),
+            1 + scale2,
+            shift2,
+            _offset(self._widen, values, x),
+            _offset(self._narrow, values, x),
+            _gated(gate2, self._narrow, values),
+            self._projection.inner.weight,
+            self._widen.inner.weight,
+            self._narrow.inner.weight,
+            self._eps[1],
+        )
+        assert isinstance(y, Tensor)
+        return y
+
+
+def _join(maps: list[nn.Linear | nn.Conv2d]) -> Tensor:
+    """The maps' weights as one, of which each map from now on holds a part: no byte more than before."""
+    joined = torch.cat([inner.weight for inner in maps]).detach()
+    for inner, weight in zip(maps, joined.chunk(len(maps)), strict=True):
+        inner.weight = nn.Parameter(weight, requires_grad=False)
+    return joined
+
+
+def _offset(place: AdaptedAffine, values: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """The map's own bias and the rows' offsets, (B, D)."""
+    delta, bias = values.get(f"{place.spec.name}.bias"), place.inner.bias
+    if delta is None:
+        delta = x.new_zeros(place.inner.weight.shape[0])
+    return (delta if bias is None else bias + delta).expand(len(x), -1)
+
+
+def _scale(place: AdaptedAffine, values: Mapping[str, Tensor]) -> Tensor | None:
+    """Π (1 + δγ) of a place, (B, D) or (D,); None where it has none."""
+    product: Tensor | None = None
+    for gamma in place.spec.gammas:
+        if gamma.name in values:
+            factor = 1 + values[gamma.name]
+            product = factor if product is None else product * factor
+    return product
+
+
+def _wide_scale(place: AdaptedAffine, values: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    scale = _scale(place, values)
+    return (x.new_ones(place.inner.weight.shape[0]) if scale is None else scale).expand(len(x), -1)
+
+
+def _gated(gate: Tensor, place: AdaptedAffine, values: Mapping[str, Tensor]) -> Tensor:
+    scale = _scale(place, values)
+    return gate if scale is None else gate * scale
+
+
+class _Enter(torch.autograd.Function):
+    """W (s ⊙ norm(x) + h) + b: what goes into attention. Vectors of a row are (B, ·), x is (B, T, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, s: Tensor, h: Tensor, b: Tensor, weight: Tensor, eps: float) -> Tensor:
+        normed, inverse = _norm(x, eps)
+        y = torch.addcmul(h.unsqueeze(1), normed, s.unsqueeze(1)) @ weight.t()  # (B, T, 3 D)
+        ctx.save_for_backward(normed, inverse, s, weight)
+        return y.add_(b.unsqueeze(1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's own manner
+        normed, inverse, s, weight = ctx.saved_tensors
+        inner = grad @ weight  # (B, T, D)
+        d_s, d_h = _over_tokens(inner, normed), inner.sum(1)
+        return _norm_backward(inner.mul_(s.unsqueeze(1)), normed, inverse), d_s, d_h, grad.sum(1), None, None
+
+
+class _Leave(torch.autograd.Function):
+    """From attention's output `mixed` and the block's input x to the block's output.
+
+    x₁ = x + g₁ ⊙ (W_o mixed + b_o);  u = W₁ (s ⊙ norm(x₁) + h) + b₁;  y = x₁ + g₂ ⊙ (W₂ gelu(u) + b₂)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mixed: Tensor,
+        x: Tensor,
+        g1: Tensor,
+        b_o: Tensor,
+        s: Tensor,
+        h: Tensor,
+        b1: Tensor,
+        b2: Tensor,
+        g2: Tensor,
+        w_o: Tensor,
+        w1: Tensor,
+        w2: Tensor,
+        eps: float,
+    ) -> Tensor:
+        projected = (mixed @ w_o.t()).add_(b_o.unsqueeze(1))
+        x1 = torch.addcmul(x, projected, g1.unsqueeze(1))
+        normed, inverse = _norm(x1, eps)
+        u = (torch.addcmul(h.unsqueeze(1), normed, s.unsqueeze(1)) @ w1.t()).add_(b1.unsqueeze(1))  # (B, T, 4 D)
+        activated, slope = gelu_and_slope(u)
+        narrowed = (activated @ w2.t()).add_(b2.unsqueeze(1))
+        ctx.save_for_backward(projected, g1, normed, inverse, s, slope, narrowed, g2, w_o, w1, w2)
+        return x1.addcmul_(narrowed, g2.unsqueeze(1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's own manner
+        projected, g1, normed, inverse, s, slope, narrowed, g2, w_o, w1, w2 = ctx.saved_tensors
+        d_g2, d_b2 = _over_tokens(grad, narrowed), grad.sum(1) * g2
+        inner = ((grad * g2.unsqueeze(1)) @ w2).mul_(slope)  # (B, T, 4 D)
+        d_b1 = inner.sum(1)
+        inner = inner @ w1  # (B, T, D)
+        d_s, d_h = _over_tokens(inner, normed), inner.sum(1)
+        d_x = _norm_backward(inner.mul_(s.unsqueeze(1)), normed, inverse).add_(grad)
+        d_g1, d_bo = _over_tokens(d_x, projected), d_x.sum(1) * g1
+        d_mixed = (d_x * g1.unsqueeze(1)) @ w_o
+        return d_mixed, d_x, d_g1, d_bo, d_s, d_h, d_b1, d_b2, d_g2, None, None, None, None
+
+
+def _norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Layer norm without weights, and the inverse deviations (B, T, 1)."""
+    normed, _, inverse = torch.native_layer_norm(x, (x.shape[-1],), None, None, eps)
+    return normed, inverse
+
+
+def _norm_backward(grad: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
+    """Gradient at the norm's input, from its output: that of a norm at mean 0 and deviation 1, by the deviation."""
+    inner = torch.ops.aten.native_layer_norm_backward(
+        grad,
+        normed,
+        (normed.shape[-1],),
+        torch.zeros_like(inverse),
+        torch.ones_like(inverse),
+        None,
+        None,
+        (True, False, False),
+    )[0]
+    return inner.mul_(inverse)
+
+
+def _over_tokens(a: Tensor, b: Tensor) -> Tensor:
+    """Σ_t a b: (B, T, D) twice to (B, D)."""
+    return (a * b).sum(1)
+
+
+def gelu_and_slope(u: Tensor) -> tuple[Tensor, Tensor]:
+    """GELU (tanh) and its derivative, of the shape and type of u.
+
+    With σ = sigmoid(k (u + c u³)), k = 2 √(2/π), c = 0.044715: gelu = u σ, gelu' = σ + gelu (1 - σ) k (1 + 3 c u²).
+    Torch's two kernels take twice the time of this on a CPU (docs/log.md).
+    """
+    activated, slope = torch.empty_like(u), torch.empty_like(u)
+    k = torch.tensor(_GELU, device=u.device)
+    for x, y, d in zip(_pieces(u), _pieces(activated), _pieces(slope), strict=True):
+        wide = x.float()
+        square = wide * wide
+        share = torch.add(k, square, alpha=_GELU * _CUBE).mul_(wide).sigmoid_()
+        value = wide * share
+        y.copy_(value)
+        square = torch.add(k, square, alpha=3 * _GELU * _CUBE).mul_(value)
+        d.copy_(square.addcmul_(square, share, value=-1).add_(share))
+    return activated, slope
+
+
+def _pieces(x: Tensor) -> Iterator[Tensor]:
+    flat = x.flatten()
+    return iter(flat.split(_CHUNK) if x.device.type == "cpu" else (flat,))

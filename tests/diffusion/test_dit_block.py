@@ -1,0 +1,104 @@
+"""The hand-written training block against autograd through diffusers' own blocks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core.diffusion.families import load_base
+from core.diffusion.families.dit import DiTBase
+from core.diffusion.families.dit_block import gelu_and_slope
+from core.diffusion.layout import AdapterLayout
+from tests.diffusion.tiny import make_pipeline
+
+ALL_PLACES = ("attention", "mlp", "qkv", "projection")
+
+
+def make_base(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> DiTBase:
+    base = load_base(make_pipeline(folder, vae=False, **options), dtype=dtype)
+    assert isinstance(base, DiTBase)
+    return base
+
+
+def gradients(base: DiTBase, layout: AdapterLayout, vector: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """A forward pass's output and its loss's gradient, with another adapter in each row."""
+    chance = torch.Generator().manual_seed(1)
+    x = torch.randn(rows, base.channels, base.sample_size, base.sample_size, generator=chance).to(base.dtype)
+    t = torch.randint(0, 1000, (rows,), generator=chance)
+    scales = torch.linspace(0.5, 1.5, rows).unsqueeze(1)
+    leaf = vector.clone().requires_grad_()
+    out = base.forward(x, t, leaf * scales, base.class_table[:1].expand(rows, -1), layout)
+    target = torch.randn(out.shape, generator=chance)
+    (out.float() - target).square().mean().backward()
+    assert leaf.grad is not None
+    return out.detach(), leaf.grad
+
+
+def both(base: DiTBase, layout: AdapterLayout, vector: Tensor, rows: int = 3) -> Sequence[tuple[Tensor, Tensor]]:
+    """By the training blocks, then by diffusers' own."""
+    assert base.network.is_quick
+    quick = gradients(base, layout, vector, rows)
+    with base.network.plain():
+        assert not base.network.is_quick
+        return quick, gradients(base, layout, vector, rows)
+
+
+@pytest.mark.parametrize("depth", ["none", "half", "all"])
+@pytest.mark.parametrize("learned_sigma", [False, True])
+def test_output_and_gradient_equal_autograds(tmp_path: Path, depth: Any, learned_sigma: bool) -> None:
+    base = make_base(tmp_path, learned_sigma=learned_sigma)
+    layout = base.layout("difffit", depth, ALL_PLACES)
+    vector = 0.1 * torch.randn(layout.size, generator=torch.Generator().manual_seed(0))
+    (out, gradient), (plain_out, plain_gradient) = both(base, layout, vector)
+    torch.testing.assert_close(out, plain_out, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient, plain_gradient, rtol=1e-3, atol=1e-5 * float(plain_gradient.abs().max()))
+
+
+def test_every_entry_has_a_gradient_of_its_own(tmp_path: Path) -> None:
+    """The negative control of the comparison: with any one entry's gradient gone, it would fail."""
+    base = make_base(tmp_path)
+    layout = base.layout("difffit", "all", ALL_PLACES)
+    vector = 0.1 * torch.randn(layout.size, generator=torch.Generator().manual_seed(0))
+    (_, gradient), (_, plain) = both(base, layout, vector)
+    for name, values in layout.split(plain).items():
+        without = gradient.clone()
+        layout.split(without)[name].zero_()
+        if values.abs().max() > 1e-4 * plain.abs().max():
+            with pytest.raises(AssertionError):
+                torch.testing.assert_close(without, plain, rtol=1e-3, atol=1e-5 * float(plain.abs().max()))
+
+
+def test_a_base_in_bfloat16_has_the_gradient_within_its_precision(tmp_path: Path) -> None:
+    base = make_base(tmp_path, dtype=torch.bfloat16)
+    layout = base.layout()
+    vector = 0.05 * torch.randn(layout.size, generator=torch.Generator().manual_seed(0))
+    (_, gradient), (_, plain) = both(base, layout, vector)
+    assert float((gradient - plain).norm() / plain.norm()) < 0.05
+
+
+def test_blocks_with_norms_of_their_own_keep_to_autograd(tmp_path: Path) -> None:
+    assert not make_base(tmp_path, affine_norms=True).network.is_quick
+
+
+def test_joined_weights_are_the_maps_own(tmp_path: Path) -> None:
+    base = make_base(tmp_path)
+    attention = base.network.transformer.transformer_blocks[0].attn1
+    parts = [getattr(attention, name).inner.weight for name in ("to_q", "to_k", "to_v")]
+    assert len({part.untyped_storage().data_ptr() for part in parts}) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gelu_and_its_slope_equal_torchs(dtype: torch.dtype) -> None:
+    u = torch.cat([torch.linspace(-12, 12, 200_001), torch.tensor([0.0, -0.0, 60.0, -60.0, 300.0, -300.0])]).to(dtype)
+    leaf = u.clone().float().requires_grad_()
+    expected = F.gelu(leaf, approximate="tanh")
+    expected.sum().backward()
+    activated, slope = gelu_and_slope(u)
+    assert leaf.grad is not None
+    close = {"rtol": 1e-5, "atol": 3e-6} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
+    torch.testing.assert_close(activated.float(), expected.detach(), **close)
+    torch.testing.assert_close(slope.float(), leaf.grad, **close)
