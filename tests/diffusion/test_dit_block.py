@@ -12,7 +12,7 @@ from torch import Tensor
 from core.diffusion.families import load_base
 from core.diffusion.families.dit import DiTBase
 from core.diffusion.families.dit_block import gelu_and_slope
-from core.diffusion.layout import AdapterLayout
+from core.diffusion.layout import AdapterLayout, GammaDepth
 from tests.diffusion.tiny import make_pipeline
 
 ALL_PLACES = ("attention", "mlp", "qkv", "projection")
@@ -49,7 +49,7 @@ def both(base: DiTBase, layout: AdapterLayout, vector: Tensor, rows: int = 3) ->
 
 @pytest.mark.parametrize("depth", ["none", "half", "all"])
 @pytest.mark.parametrize("learned_sigma", [False, True])
-def test_output_and_gradient_equal_autograds(tmp_path: Path, depth: Any, learned_sigma: bool) -> None:
+def test_output_and_gradient_equal_autograds(tmp_path: Path, depth: GammaDepth, learned_sigma: bool) -> None:
     base = make_base(tmp_path, learned_sigma=learned_sigma)
     layout = base.layout("difffit", depth, ALL_PLACES)
     vector = 0.1 * torch.randn(layout.size, generator=torch.Generator().manual_seed(0))
@@ -99,6 +99,6 @@ def test_gelu_and_its_slope_equal_torchs(dtype: torch.dtype) -> None:
     expected.sum().backward()
     activated, slope = gelu_and_slope(u)
     assert leaf.grad is not None
-    close = {"rtol": 1e-5, "atol": 3e-6} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
-    torch.testing.assert_close(activated.float(), expected.detach(), **close)
-    torch.testing.assert_close(slope.float(), leaf.grad, **close)
+    rtol, atol = (1e-5, 3e-6) if dtype == torch.float32 else (1e-2, 1e-2)
+    torch.testing.assert_close(activated.float(), expected.detach(), rtol=rtol, atol=atol)
+    torch.testing.assert_close(slope.float(), leaf.grad, rtol=rtol, atol=atol)

@@ -6,7 +6,7 @@ which costs nothing. Equal to the plain block within float32's rounding (tests/d
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -218,17 +218,18 @@ def gelu_and_slope(u: Tensor) -> tuple[Tensor, Tensor]:
     """
     activated, slope = torch.empty_like(u), torch.empty_like(u)
     k = torch.tensor(_GELU, device=u.device)
-    for x, y, d in zip(_pieces(u), _pieces(activated), _pieces(slope), strict=True):
-        wide = x.float()
-        square = wide * wide
-        share = torch.add(k, square, alpha=_GELU * _CUBE).mul_(wide).sigmoid_()
-        value = wide * share
-        y.copy_(value)
-        square = torch.add(k, square, alpha=3 * _GELU * _CUBE).mul_(value)
-        d.copy_(square.addcmul_(square, share, value=-1).add_(share))
+    scratch = torch.empty(3, min(u.numel(), _CHUNK) if u.device.type == "cpu" else u.numel(), device=u.device)
+    for piece, y, d in zip(*(x.view(-1).split(scratch.shape[1]) for x in (u, activated, slope)), strict=True):
+        share, value, square = scratch[:, : len(piece)]
+        if u.dtype == torch.float32:
+            value, square = y, d  # no copies at the end
+        x = piece.float()
+        torch.mul(x, x, out=square)
+        torch.add(k, square, alpha=_GELU * _CUBE, out=share).mul_(x).sigmoid_()
+        torch.mul(x, share, out=value)
+        torch.add(k, square, alpha=3 * _GELU * _CUBE, out=square).mul_(value)
+        square.addcmul_(square, share, value=-1).add_(share)
+        if u.dtype != torch.float32:
+            y.copy_(value)
+            d.copy_(square)
     return activated, slope
-
-
-def _pieces(x: Tensor) -> Iterator[Tensor]:
-    flat = x.flatten()
-    return iter(flat.split(_CHUNK) if x.device.type == "cpu" else (flat,))
