@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from core.clock import utc_now
 from core.db.session import Database, now
 from core.jobs import service as jobs
-from core.models import Adapter, Checkpoint, Dataset, IdempotencyKey, Preview, Sample
+from core.models import Adapter, Checkpoint, Dataset, Evaluation, IdempotencyKey, Preview, Sample
 from core.samples import service as samples
 from core.storage.base import ObjectStore
 
@@ -58,6 +58,7 @@ def _named(session: Session) -> set[str]:
         select(Checkpoint.object_key),
         select(Preview.object_key),
         select(Adapter.object_key).where(Adapter.deleted_at.is_(None)),
+        select(Evaluation.partial_key).where(Evaluation.partial_key.is_not(None)),
     )
     named = {key for query in columns for key in session.scalars(query) if key}
     for images in session.scalars(select(Sample.images).where(Sample.images.is_not(None))):

@@ -81,6 +81,7 @@ class Settings(BaseSettings):
     max_images: int = Field(10_000, ge=2, description="Images that a dataset may hold.")
     max_queued_jobs: int = Field(100, ge=1, description="Unfinished jobs that a tenant may have.")
     max_queued_samples: int = Field(64, ge=1, description="Unfinished image requests that a tenant may have.")
+    max_queued_evaluations: int = Field(20, ge=1, description="Unfinished evaluations that a tenant may have.")
     max_steps: int = Field(20_000, ge=1, description="Training steps that a job may ask for.")
     max_images_per_request: int = Field(16, ge=1, description="Largest `n` of an image request.")
     image_wait_seconds: float = Field(

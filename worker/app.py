@@ -14,7 +14,12 @@ from core.logs import configure_logs
 from core.parent import die_with_parent
 from core.settings import get_settings
 
-QUEUES = {"dataset.validate": "datasets", "job.train": "train", "sample.draw": "sample"}
+QUEUES = {
+    "dataset.validate": "datasets",
+    "job.train": "train",
+    "sample.draw": "sample",
+    "evaluation.measure": "train",
+}
 
 STOP_FILE = "DIFFFIT_STOP_FILE"  # the parent touches it when it shuts down; the pump looks at it between steps
 

@@ -10,10 +10,12 @@ import time
 import structlog
 
 from core import nudges
+from core.evaluations import service as evaluations
 from core.jobs import service as jobs
 from core.samples import service as samples
 from worker.app import is_stopping
 from worker.drawing import Drawing
+from worker.evaluating import Evaluating
 from worker.heartbeat import Heartbeat
 from worker.runtime import Runtime
 from worker.slice import Slice
@@ -29,7 +31,8 @@ class Pump:
         self._runtime = runtime
         self._services = runtime.services
         self._drawing = Drawing(runtime)
-        self._slice: Slice | None = None
+        self._slice: Slice | Evaluating | None = None
+        self._trained_last = False
         self._roused = threading.Event()
         self._moved_at = time.monotonic()
         self._polled_at = 0.0
@@ -69,7 +72,32 @@ class Pump:
         if may_sample and settings.role != "train":
             self._drawing.claim()
         if may_train and settings.role != "sample" and self._slice is None:
-            self._slice = self._claim_job()
+            self._slice = self._claim_next()
+
+    def _claim_next(self) -> Slice | Evaluating | None:
+        """A job, unless the last slice was one and an evaluation waits: neither can starve the other."""
+        claims = (
+            (self._claim_evaluation, self._claim_job)
+            if self._trained_last
+            else (self._claim_job, self._claim_evaluation)
+        )
+        found = claims[0]() or claims[1]()
+        if found is not None:
+            self._trained_last = isinstance(found, Slice)
+        return found
+
+    def _claim_evaluation(self) -> Evaluating | None:
+        with self._services.database.read() as session:
+            if not evaluations.is_waiting(session, self._services.catalog):
+                return None
+        with self._services.database.write() as session:
+            plan = evaluations.claim(
+                session, self._services.worker, self._services.settings.lease_seconds, self._services.catalog
+            )
+        if plan is None:
+            return None
+        log.info("evaluation.claimed", evaluation_id=plan.evaluation_id, attempt=plan.attempt)
+        return Evaluating(self._runtime, plan)
 
     def _claim_job(self) -> Slice | None:
         with self._services.database.read() as session:
@@ -120,5 +148,5 @@ class Pump:
         current = self._slice
         with self._services.database.write() as session:
             if current is not None:
-                jobs.extend(session, current.plan, settings.lease_seconds)
+                current.extend(session, settings.lease_seconds)
             samples.extend(session, self._drawing.plans(), settings.lease_seconds)

@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 import torch
+from sqlalchemy.orm import Session
 
 from core import faults
 from core.adapters import format as adapter_format
@@ -84,6 +85,9 @@ class Slice:
             except Exception as error:
                 log.exception("job.crashed")
                 self._put_back(type(error).__name__)
+
+    def extend(self, session: Session, lease_seconds: float) -> None:
+        jobs.extend(session, self.plan, lease_seconds)
 
     def hand_back(self) -> None:
         """The worker wants the device: checkpoint and go back to the queue."""

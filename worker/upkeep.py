@@ -15,6 +15,7 @@ import structlog
 from core import nudges, outbox, retention
 from core.datasets import service as datasets
 from core.db.session import Database
+from core.evaluations import service as evaluations
 from core.jobs import service as jobs
 from core.logs import configure_logs
 from core.samples import service as samples
@@ -46,6 +47,7 @@ class Upkeep:
                 "dataset.validate": datasets.sweep(session, limit),
                 "job.train": jobs.sweep(session, limit),
                 "sample.draw": samples.sweep(session, limit),
+                "evaluation.measure": evaluations.sweep(session, limit),
             }
         for topic, is_waiting in waiting.items():
             if is_waiting:

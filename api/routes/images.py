@@ -98,7 +98,7 @@ def _create(services: Services, catalog: Catalog, body: ImageCreate, once: Once)
 
 
 def _queue(services: Services, catalog: Catalog, session: Session, body: ImageCreate, once: Once) -> Sample:
-    base, adapter = _model(catalog, session, once.tenant_id, body.model)
+    base, adapter = named_model(catalog, session, once.tenant_id, body.model)
     spec = resolve(
         base,
         adapter,
@@ -116,7 +116,7 @@ def _queue(services: Services, catalog: Catalog, session: Session, body: ImageCr
     return samples.create_sample(session, once.tenant_id, base, adapter, spec, services.settings.max_queued_samples)
 
 
-def _model(catalog: Catalog, session: Session, tenant_id: str, name: str) -> tuple[BaseSummary, Adapter | None]:
+def named_model(catalog: Catalog, session: Session, tenant_id: str, name: str) -> tuple[BaseSummary, Adapter | None]:
     """A base, or an adapter of the tenant's own on its base. Raises NotFound, Invalid or Conflict."""
     if not name.startswith("ft:"):
         return catalog.get(name), None

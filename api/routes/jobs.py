@@ -61,6 +61,7 @@ def create_job(
             suffix=body.suffix,
             seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
             labels=body.metadata,
+            evaluate=bool(body.evaluate),
             max_queued=settings.max_queued_jobs,
             max_steps=settings.max_steps,
         )

@@ -67,6 +67,7 @@ class JobCreate(Body):
     method: Method | None = None
     hyperparameters: Hyperparameters | None = Field(None, description="OpenAI's older place for them.")
     previews: bool | Previews | None = Field(None, description="false draws none.")
+    evaluate: bool | None = Field(None, description="Measure the adapter against what was held out, once it is made.")
     validation_file: None = Field(None, description="A part of the training file is held out instead.")
     integrations: None = None
 
@@ -137,6 +138,7 @@ class JobRead(BaseModel):
     attempt: int
     started_at: int | None
     base_fingerprint: str
+    evaluate: bool
 
     @classmethod
     def of(cls, row: Job, tuned_model: str | None, position: int | None) -> Self:
@@ -171,6 +173,7 @@ class JobRead(BaseModel):
                 "attempt": row.attempt,
                 "started_at": to_unix(row.started_at),
                 "base_fingerprint": row.base_fingerprint,
+                "evaluate": row.evaluate,
             }
         )
 

@@ -12,6 +12,7 @@ from core import outbox
 from core.datasets.repository import DatasetRepository
 from core.db.session import now
 from core.errors import Conflict
+from core.evaluations import service as evaluations
 from core.ids import new_id
 from core.jobs import service as jobs
 from core.jobs.states import UNFINISHED
@@ -62,6 +63,8 @@ def delete_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset
     using = select(Job.id).where(Job.dataset_id == dataset.id, Job.status.in_(UNFINISHED)).limit(1)
     if job_id := session.scalar(using):
         raise Conflict(f"job {job_id} still needs this file: cancel it or let it end first", code="file_in_use")
+    if evaluation_id := evaluations.find_using(session, dataset.id):
+        raise Conflict(f"evaluation {evaluation_id} still needs this file: let it end first", code="file_in_use")
     dataset.deleted_at = now(session)
     return dataset
 

@@ -17,6 +17,7 @@ from core.datasets.repository import DatasetRepository
 from core.db.session import now
 from core.diffusion.catalog import BaseSummary
 from core.errors import Conflict, DomainError, OverQuota
+from core.evaluations import service as evaluations
 from core.jobs.repository import JobRepository
 from core.jobs.states import TERMINAL, UNFINISHED, Status, move
 from core.models import Adapter, Checkpoint, Dataset, Job, JobEvent, JobMetric, Preview, Tenant
@@ -63,6 +64,7 @@ def create_job(
     suffix: str | None = None,
     seed: int = 0,
     labels: dict[str, str] | None = None,
+    evaluate: bool = False,
     max_queued: int = 100,
     max_steps: int = MAX_STEPS,
 ) -> Job:
@@ -89,6 +91,7 @@ def create_job(
         request=hyperparameters,
         spec=spec.to_json() if ready else None,
         labels=labels or {},
+        evaluate=evaluate,
         status=Status.queued if ready else Status.validating_files,
     )
     session.add(job)
@@ -322,6 +325,7 @@ def finish(session: Session, plan: Plan, adapter: Adapter, metrics: dict[str, An
         raise RuntimeError(f"job {plan.job_id} moved inside its own transaction")
     _event(session, plan.job_id, plan.tenant_id, f"New fine-tuned model created: {adapter.model}", data=metrics)
     _event(session, plan.job_id, plan.tenant_id, "The job has successfully completed")
+    _ask_for_evaluation(session, session.get_one(Job, plan.job_id, populate_existing=True), adapter)
     return True
 
 
@@ -489,6 +493,19 @@ def _fail_queued(session: Session, job: Job, error: DomainError) -> None:
     body = {"code": error.code, "message": str(error), "param": error.pointer}
     if move(session, job.id, Status.queued, Status.failed, error=body):
         _event(session, job.id, job.tenant_id, f"Job failed: {error}", level="error")
+
+
+def _ask_for_evaluation(session: Session, job: Job, adapter: Adapter) -> None:
+    """Where the job asked for it; a dataset that is too small to hold enough out is said, and costs nothing else."""
+    if not job.evaluate:
+        return
+    try:
+        evaluation = evaluations.evaluate_adapter(session, job, adapter, session.get_one(Dataset, job.dataset_id))
+    except DomainError as error:
+        _event(session, job.id, job.tenant_id, f"Not evaluated: {error}", level="warn")
+        return
+    data = {"evaluation_id": evaluation.id}
+    _event(session, job.id, job.tenant_id, f"Evaluation queued: {evaluation.id}", data=data)
 
 
 def _said(session: Session, job: Job, message: str, level: str = "info") -> bool:

@@ -2,6 +2,7 @@
 
 from core.models.adapter import Adapter
 from core.models.dataset import Dataset
+from core.models.evaluation import Evaluation
 from core.models.idempotency import IdempotencyKey
 from core.models.job import Checkpoint, Job, JobEvent, JobMetric, Preview
 from core.models.outbox import OutboxMessage
@@ -13,6 +14,7 @@ __all__ = [
     "ApiKey",
     "Checkpoint",
     "Dataset",
+    "Evaluation",
     "IdempotencyKey",
     "Job",
     "JobEvent",

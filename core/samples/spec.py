@@ -32,6 +32,12 @@ class SampleSpec:
     def from_json(cls, data: dict[str, Any]) -> Self:
         return cls(**data)
 
+    @classmethod
+    def default(cls, guidance: Guidance, seed: int) -> Self:
+        """One picture of the base's size without a class, as drawn where nothing is asked."""
+        scale = _DEFAULT_SCALE[guidance]
+        return cls(None, None, 1, 0, seed, DEFAULT_STEPS, DEFAULT_SOLVER, guidance, scale, 1.0)
+
 
 def resolve(
     base: BaseSummary,

@@ -28,3 +28,7 @@ def adapter(tenant_id: str, adapter_id: str, sha256: str) -> str:
 
 def image(tenant_id: str, sample_id: str, attempt: int, index: int) -> str:
     return f"{tenant_id}/samples/{sample_id}/{attempt:04d}-{index:03d}.png"
+
+
+def evaluation(tenant_id: str, evaluation_id: str, attempt: int, drawn: int) -> str:
+    return f"{tenant_id}/evaluations/{evaluation_id}/features-{attempt:04d}-{drawn:06d}.npy"

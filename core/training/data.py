@@ -11,10 +11,8 @@ from torch import Tensor
 
 from core.diffusion.base import Base
 from core.errors import Invalid
+from core.training.held_out import held_out_counts
 from core.training.randomness import generator
-
-HELD_OUT_SHARE = 0.1
-MIN_FOR_HELD_OUT = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +44,7 @@ def prepare(
         raise Invalid(f"a label lies outside of the {len(classes)} classes")
     views = [images, images[:, :, ::-1]] if flip else [images]
     encoded = [base.encode(view) for view in views]
-    train, held_out = _split(numbers, len(classes), seed)
+    train, held_out = split(numbers, len(classes), seed)
     return TrainingData(
         mean=torch.stack([mean for mean, _ in encoded], dim=1),
         deviation=torch.stack([deviation for _, deviation in encoded], dim=1),
@@ -75,14 +73,15 @@ def batch_indices(data: TrainingData, seed: int, step: int, batch_size: int) -> 
     return torch.stack([data.train[batch_order(seed, place // count, count)[place % count]] for place in places])
 
 
-def _split(labels: Tensor, classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """About a tenth of each class held out, at least one where it has five; none of a smaller class."""
+def split(labels: Tensor, classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices to train on and indices held out of each class, by the seed alone."""
+    counts = held_out_counts(torch.bincount(labels, minlength=classes).tolist())
     held: list[Tensor] = []
-    for number in range(classes):
+    for number, count in enumerate(counts):
         members = (labels == number).nonzero().flatten()
-        if len(members) >= MIN_FOR_HELD_OUT:
+        if count:
             order = torch.randperm(len(members), generator=generator(seed, "held-out", number))
-            held.append(members[order[: max(1, round(HELD_OUT_SHARE * len(members)))]])
+            held.append(members[order[:count]])
     held_out = torch.cat(held).sort().values if held else torch.zeros(0, dtype=torch.long)
     kept = torch.ones(len(labels), dtype=torch.bool)
     kept[held_out] = False

@@ -111,6 +111,7 @@ def upgrade() -> None:
         sa.Column("request", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=False),
         sa.Column("spec", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=True),
         sa.Column("labels", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=False),
+        sa.Column("evaluate", sa.Boolean(), nullable=False),
         sa.Column("status", sa.String(), nullable=False),
         sa.Column("phase", sa.String(), nullable=True),
         sa.Column("progress", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=True),
@@ -228,6 +229,39 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_previews")),
         sa.UniqueConstraint("job_id", "step", name=op.f("uq_previews_job_id")),
     )
+    op.create_table(
+        "evaluations",
+        sa.Column("id", sa.String(), nullable=False),
+        sa.Column("tenant_id", sa.String(), nullable=False),
+        sa.Column("dataset_id", sa.String(), nullable=False),
+        sa.Column("model", sa.String(), nullable=False),
+        sa.Column("base", sa.String(), nullable=False),
+        sa.Column("base_fingerprint", sa.String(), nullable=False),
+        sa.Column("adapter_id", sa.String(), nullable=True),
+        sa.Column("request", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=False),
+        sa.Column("status", sa.String(), nullable=False),
+        sa.Column("cancel_requested", sa.Boolean(), nullable=False),
+        sa.Column("drawn", sa.Integer(), nullable=False),
+        sa.Column("partial_key", sa.String(), nullable=True),
+        sa.Column("partial_sha256", sa.String(), nullable=True),
+        sa.Column("result", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=True),
+        sa.Column("error", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("crashes", sa.Integer(), nullable=False),
+        sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("worker", sa.String(), nullable=True),
+        sa.ForeignKeyConstraint(["adapter_id"], ["adapters.id"], name=op.f("fk_evaluations_adapter_id_adapters")),
+        sa.ForeignKeyConstraint(["dataset_id"], ["datasets.id"], name=op.f("fk_evaluations_dataset_id_datasets")),
+        sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name=op.f("fk_evaluations_tenant_id_tenants")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_evaluations")),
+    )
+    with op.batch_alter_table("evaluations", schema=None) as batch_op:
+        batch_op.create_index("ix_evaluations_status_created", ["status", "created_at"], unique=False)
+        batch_op.create_index("ix_evaluations_tenant_created", ["tenant_id", "created_at", "id"], unique=False)
+
     op.create_table(
         "samples",
         sa.Column("id", sa.String(), nullable=False),

@@ -17,7 +17,7 @@ from core.datasets import service as datasets
 from core.datasets.limits import Limits
 from core.datasets.validation import validate
 from core.jobs import service as jobs
-from core.models import Adapter, Dataset, Job, JobEvent, Sample
+from core.models import Adapter, Dataset, Evaluation, Job, JobEvent, Sample
 from core.samples import service as samples
 from core.samples import spec as sample_spec
 from core.storage import keys
@@ -43,7 +43,7 @@ class Shop:
             tenant_id = tenants.create_tenant(session, "acme").id
         return cls(services, runtime, tenant_id, add_dataset(services, tenant_id))
 
-    def job(self, **hyperparameters: Any) -> str:
+    def job(self, evaluate: bool = False, **hyperparameters: Any) -> str:
         """A queued job, twelve steps unless told otherwise."""
         asked = {"steps": 12, "batch_size": 4, "checkpoint_every": 4, "preview_every": None, **hyperparameters}
         with self.services.database.write() as session:
@@ -54,6 +54,7 @@ class Shop:
                 dataset_id=self.dataset_id,
                 hyperparameters=asked,
                 seed=7,
+                evaluate=evaluate,
             ).id
 
     def sample(self, adapter_id: str | None = None, **fields: Any) -> str:
@@ -89,7 +90,7 @@ class Shop:
         """As if the lease of whoever held anything had run out just now."""
         past = utc_now() - timedelta(seconds=1)
         with self.services.database.write() as session:
-            for table in (Job, Sample, Dataset):
+            for table in (Job, Sample, Dataset, Evaluation):
                 session.execute(update(table).where(table.lease_until.is_not(None)).values(lease_until=past))
             jobs.sweep(session, self.services.settings.max_attempts)
             samples.sweep(session, self.services.settings.max_attempts)
@@ -112,9 +113,9 @@ class Shop:
             return list(session.scalars(query))
 
 
-def add_dataset(services: Services, tenant_id: str) -> str:
+def add_dataset(services: Services, tenant_id: str, each: int = 12) -> str:
     """Discs and bars, stored and validated as the worker does it."""
-    archive = shapes_zip()
+    archive = shapes_zip(each)
     dataset_id, key = datasets.new_dataset_id(tenant_id)
     services.store.put(key, archive)
     scratch = services.settings.data_dir / "scratch"

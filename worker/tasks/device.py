@@ -1,4 +1,4 @@
-"""Edges of training and sampling: both wake the same pump, which takes whatever waits."""
+"""Edges of training, sampling and evaluation: all wake the same pump, which takes whatever waits."""
 
 from worker.app import app
 
@@ -10,6 +10,11 @@ def train_jobs() -> None:
 
 @app.task(name="sample.draw")
 def draw_samples() -> None:
+    _pump()
+
+
+@app.task(name="evaluation.measure")
+def measure_evaluations() -> None:
     _pump()
 
 

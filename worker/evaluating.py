@@ -1,0 +1,254 @@
+"""One claimed evaluation: its pictures among the engine's rows, features a few at a time, distances at the end."""
+
+import hashlib
+import io
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+import torch
+from sqlalchemy.orm import Session
+
+from core import faults
+from core.datasets.pack import read_pack
+from core.errors import DomainError, Unavailable
+from core.evaluation.features import FeatureNetwork, load_features
+from core.evaluation.report import Report, compare
+from core.evaluations import service as evaluations
+from core.evaluations.service import EvaluationPlan
+from core.evaluations.spec import labels_to_draw
+from core.jobs import service as jobs
+from core.sampling.engine import Sampled
+from core.sampling.request import SampleRequest
+from core.storage import keys
+from core.storage.base import ObjectMissing
+from core.training.data import split
+from worker.runtime import CorruptObject, Runtime
+
+log = structlog.get_logger()
+
+_CHUNK = 8  # pictures whose features are taken at a time: about 0.2 s
+_REPORT_SECONDS = 1.0
+
+
+@dataclass(eq=False)
+class _Work:
+    """What is prepared, and how far it is."""
+
+    network: FeatureNetwork
+    real: deque[np.ndarray]  # chunks of the file's pictures whose features are still to be taken
+    held_out: np.ndarray  # indices into the file's pictures
+    training: np.ndarray
+    labels: list[int]
+    features: list[np.ndarray]  # (n, D) of the file's pictures, in chunks
+    drawn: list[np.ndarray]  # (n, D) of what was drawn, in order
+    done: int  # drawn pictures
+    next: int  # the first picture that the engine was not asked for yet
+
+
+class Evaluating:
+    """`advance()` does one thing at a time, so that sampling steps fit between. Driven as a `Slice` is."""
+
+    def __init__(self, runtime: Runtime, plan: EvaluationPlan) -> None:
+        self.plan = plan
+        self.is_over = False
+        self._runtime = runtime
+        self._services = runtime.services
+        self._work: _Work | None = None
+        self._waiting: deque[Future[Sampled]] = deque()
+        self._images: list[np.ndarray] = []  # drawn, features still to be taken
+        self._until = time.monotonic() + self._services.settings.slice_seconds
+        self._reported = self._moved = time.monotonic()
+
+    def extend(self, session: Session, lease_seconds: float) -> None:
+        evaluations.extend(session, self.plan, lease_seconds)
+
+    def advance(self) -> None:
+        """Every way in which an attempt may end is decided here."""
+        plan = self.plan
+        with structlog.contextvars.bound_contextvars(
+            tenant_id=plan.tenant_id, evaluation_id=plan.evaluation_id, attempt=plan.attempt
+        ):
+            try:
+                self._advance()
+            except (CorruptObject, ObjectMissing) as error:
+                self._fail("dataset_corrupt", str(error))
+            except Unavailable as error:
+                log.warning("evaluation.postponed", error=str(error))
+                self._put_back(error.code)
+            except DomainError as error:
+                self._fail(error.code, str(error))
+            except Exception as error:
+                log.exception("evaluation.crashed")
+                self._put_back(type(error).__name__)
+
+    def hand_back(self) -> None:
+        """The worker wants the device: keep the features so far and go back to the queue."""
+        try:
+            self._keep()
+        except Unavailable as error:
+            log.warning("evaluation.features_postponed", error=str(error))
+        with self._services.database.write() as session:
+            evaluations.release(session, self.plan)
+            self._charge(session)
+        self._services.nudges.rouse()
+        self._end()
+
+    def _advance(self) -> None:
+        if self._work is None:
+            self._work = self._prepare()
+        work, total = self._work, self.plan.spec.total
+        self._ask(work)
+        while self._waiting and self._waiting[0].done():
+            self._images.append(self._waiting.popleft().result().image)
+        if len(self._images) >= _CHUNK or (self._images and work.done + len(self._images) == total):
+            taken, self._images = self._images[:_CHUNK], self._images[_CHUNK:]
+            work.drawn.append(work.network(np.stack(taken)))
+            work.done += len(taken)
+            faults.point("evaluation_chunk")
+        elif work.real:
+            work.features.append(work.network(work.real.popleft()))
+        if work.done == total and not work.real:
+            self._publish(work)
+        elif time.monotonic() - self._reported > _REPORT_SECONDS:
+            self._report(work)
+        if not self.is_over and time.monotonic() > self._until:
+            self.hand_back()
+
+    def _prepare(self) -> _Work:
+        plan, store = self.plan, self._services.store
+        device = self._runtime.device(plan.base)
+        if plan.adapter_digest and plan.adapter_key:
+            self._runtime.know(plan.adapter_digest, plan.adapter_key)
+        network = load_features()
+        data = store.get(plan.pack_key)
+        if hashlib.sha256(data).hexdigest() != plan.pack_sha256:
+            raise CorruptObject("the dataset's bytes differ from what was validated", code="dataset_corrupt")
+        images, labels, classes = read_pack(data, device.base.image_size)
+        training, held_out = np.zeros(0, np.int64), np.arange(len(images))
+        if plan.spec.part == "held_out":
+            kept, held = split(torch.tensor(labels), len(classes), plan.spec.part_seed)
+            training, held_out = kept.numpy(), held.numpy()
+        drawn = self._load_partial()
+        done = sum(len(rows) for rows in drawn)
+        real = deque(images[first : first + _CHUNK] for first in range(0, len(images), _CHUNK))
+        names = [classes[labels[number]] for number in held_out]
+        wanted = labels_to_draw(names, plan.classes, plan.spec.images)
+        return _Work(network, real, held_out, training, wanted, [], drawn, done, done)
+
+    def _ask(self, work: _Work) -> None:
+        """Keep the engine's batch filled, and no fuller: requests for images come between."""
+        spec, plan = self.plan.spec, self.plan
+        engine = self._runtime.device(plan.base).engine
+        while work.next < spec.total and len(self._waiting) < max(2, self._services.settings.max_batch_rows // 2):
+            number = work.next % spec.images
+            is_baseline = work.next >= spec.images
+            request = SampleRequest(
+                id=f"{plan.evaluation_id}/{plan.attempt}/{work.next}",
+                tenant=plan.tenant_id,
+                adapter_digest=plan.adapter_digest,
+                label=work.labels[number],
+                seed=spec.seed + number,
+                steps=spec.steps,
+                solver=spec.solver,  # pyright: ignore[reportArgumentType]  # checked when it was asked for
+                guidance=spec.guidance,  # pyright: ignore[reportArgumentType]
+                guidance_scale=spec.guidance_scale,
+                adapter_scale=0.0 if is_baseline else 1.0,
+            )
+            self._waiting.append(engine.submit(request))
+            work.next += 1
+
+    def _report(self, work: _Work) -> None:
+        with self._services.database.write() as session:
+            goes_on = evaluations.report(session, self.plan, work.done)
+            self._charge(session)
+            if not goes_on:
+                evaluations.stop(session, self.plan)
+        self._reported = time.monotonic()
+        if not goes_on:
+            self._end()
+
+    # --- what is drawn so far
+
+    def _load_partial(self) -> list[np.ndarray]:
+        key, sha256 = self.plan.partial_key, self.plan.partial_sha256
+        if key is None:
+            return []
+        try:
+            data = self._services.store.get(key)
+            if hashlib.sha256(data).hexdigest() == sha256:
+                return [np.load(io.BytesIO(data), allow_pickle=False)]
+        except ObjectMissing:
+            pass
+        log.warning("evaluation.features_unreadable")
+        with self._services.database.write() as session:
+            evaluations.drop_partial(session, self.plan)
+        return []
+
+    def _keep(self) -> None:
+        """Object first, pointer second."""
+        work, plan = self._work, self.plan
+        if work is None or not work.drawn:
+            return
+        buffer = io.BytesIO()
+        np.save(buffer, np.concatenate(work.drawn), allow_pickle=False)
+        key = keys.evaluation(plan.tenant_id, plan.evaluation_id, plan.attempt, work.done)
+        self._services.store.put(key, buffer.getvalue())
+        sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
+        with self._services.database.write() as session:
+            evaluations.add_partial(session, plan, drawn=work.done, key=key, sha256=sha256)
+
+    # --- ends
+
+    def _publish(self, work: _Work) -> None:
+        spec = self.plan.spec
+        drawn, real = np.concatenate(work.drawn), np.concatenate(work.features)
+        held_out = real[work.held_out]
+        training = real[work.training] if len(work.training) else None
+        after = compare(drawn[: spec.images], held_out, training)
+        before = compare(drawn[spec.images :], held_out, training) if spec.baseline else None
+        result = {
+            "after": after.to_json(),
+            "before": before.to_json() if before else None,
+            "moved": _moved(before, after) if before else None,
+            "features": {"network": "efficientnet-lite0", "digest": work.network.digest},
+        }
+        with self._services.database.write() as session:
+            held = evaluations.finish(session, self.plan, result)
+            self._charge(session)
+        self._services.nudges.announce(self.plan.evaluation_id)
+        log.info("evaluation.succeeded", held=held, kernel_distance=after.kernel.value, moved=result["moved"])
+        self._end()
+
+    def _fail(self, code: str, message: str) -> None:
+        with self._services.database.write() as session:
+            evaluations.fail(session, self.plan, code=code, message=message)
+        self._services.nudges.announce(self.plan.evaluation_id)
+        self._end()
+
+    def _put_back(self, reason: str) -> None:
+        with self._services.database.write() as session:
+            evaluations.put_back(session, self.plan, reason, self._services.settings.max_attempts)
+        self._end()
+
+    def _charge(self, session: Session) -> None:
+        """The time since the last charge, shared with whoever else was served meanwhile."""
+        moment = time.monotonic()
+        jobs.charge(session, self.plan.tenant_id, moment - self._moved)
+        self._moved = moment
+
+    def _end(self) -> None:
+        for future in self._waiting:
+            future.cancel()
+        self._waiting.clear()
+        self.is_over = True
+
+
+def _moved(before: Report, after: Report) -> float | None:
+    """The share of the way to the dataset that training went: 1 is all of it, 0 none, below 0 away from it."""
+    if before.kernel.value <= 0:
+        return None
+    return round(1 - after.kernel.value / before.kernel.value, 4)
