@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from core import faults
 from core.datasets.pack import read_pack
 from core.errors import DomainError, Unavailable
-from core.evaluation.features import FeatureNetwork, load_features
+from core.evaluation.features import WIDTH, FeatureNetwork, load_features
 from core.evaluation.report import Report, compare
 from core.evaluations import service as evaluations
 from core.evaluations.service import EvaluationPlan
@@ -26,12 +26,14 @@ from core.sampling.request import SampleRequest
 from core.storage import keys
 from core.storage.base import ObjectMissing
 from core.training.data import split
+from core.training.randomness import generator
 from worker.runtime import CorruptObject, Runtime
 
 log = structlog.get_logger()
 
 _CHUNK = 8  # pictures whose features are taken at a time: about 0.2 s
 _REPORT_SECONDS = 1.0
+_MAX_REAL = 1_000  # pictures of the file on either side: distances are square in them
 
 
 @dataclass(eq=False)
@@ -39,11 +41,11 @@ class _Work:
     """What is prepared, and how far it is."""
 
     network: FeatureNetwork
-    real: deque[np.ndarray]  # chunks of the file's pictures whose features are still to be taken
-    held_out: np.ndarray  # indices into the file's pictures
-    training: np.ndarray
+    real: np.ndarray  # the file's pictures: the held-out ones, then those of training
+    held_out: int  # how many of them are held out
     labels: list[int]
-    features: list[np.ndarray]  # (n, D) of the file's pictures, in chunks
+    features: list[np.ndarray]  # (n, D) of the file's pictures, in order
+    known: int  # pictures of the file whose features are taken
     drawn: list[np.ndarray]  # (n, D) of what was drawn, in order
     done: int  # drawn pictures
     next: int  # the first picture that the engine was not asked for yet
@@ -61,6 +63,7 @@ class Evaluating:
         self._waiting: deque[Future[Sampled]] = deque()
         self._images: list[np.ndarray] = []  # drawn, features still to be taken
         self._until = time.monotonic() + self._services.settings.slice_seconds
+        self._gained = False  # whether this slice got anywhere: one that did not would begin the same again
         self._reported = self._moved = time.monotonic()
 
     def extend(self, session: Session, lease_seconds: float) -> None:
@@ -108,14 +111,17 @@ class Evaluating:
             taken, self._images = self._images[:_CHUNK], self._images[_CHUNK:]
             work.drawn.append(work.network(np.stack(taken)))
             work.done += len(taken)
+            self._gained = True
             faults.point("evaluation_chunk")
-        elif work.real:
-            work.features.append(work.network(work.real.popleft()))
-        if work.done == total and not work.real:
+        elif work.known < len(work.real):
+            work.features.append(work.network(work.real[work.known : work.known + _CHUNK]))
+            work.known += len(work.features[-1])
+            self._gained = True
+        if work.done == total and work.known == len(work.real):
             self._publish(work)
         elif time.monotonic() - self._reported > _REPORT_SECONDS:
             self._report(work)
-        if not self.is_over and time.monotonic() > self._until:
+        if not self.is_over and self._gained and time.monotonic() > self._until:
             self.hand_back()
 
     def _prepare(self) -> _Work:
@@ -128,16 +134,24 @@ class Evaluating:
         if hashlib.sha256(data).hexdigest() != plan.pack_sha256:
             raise CorruptObject("the dataset's bytes differ from what was validated", code="dataset_corrupt")
         images, labels, classes = read_pack(data, device.base.image_size)
-        training, held_out = np.zeros(0, np.int64), np.arange(len(images))
+        training, held_out = torch.zeros(0, dtype=torch.long), torch.arange(len(images))
         if plan.spec.part == "held_out":
-            kept, held = split(torch.tensor(labels), len(classes), plan.spec.part_seed)
-            training, held_out = kept.numpy(), held.numpy()
-        drawn = self._load_partial()
+            training, held_out = split(torch.tensor(labels), len(classes), plan.spec.part_seed)
+        training, held_out = _some(training, "evaluated-training"), _some(held_out, "evaluated-held-out")
+        names = [classes[labels[number]] for number in held_out.tolist()]
+        drawn, features = self._load_partial()
         done = sum(len(rows) for rows in drawn)
-        real = deque(images[first : first + _CHUNK] for first in range(0, len(images), _CHUNK))
-        names = [classes[labels[number]] for number in held_out]
-        wanted = labels_to_draw(names, plan.classes, plan.spec.images)
-        return _Work(network, real, held_out, training, wanted, [], drawn, done, done)
+        return _Work(
+            network=network,
+            real=images[torch.cat([held_out, training]).numpy()],
+            held_out=len(held_out),
+            labels=labels_to_draw(names, plan.classes, plan.spec.images),
+            features=features,
+            known=sum(len(rows) for rows in features),
+            drawn=drawn,
+            done=done,
+            next=done,
+        )
 
     def _ask(self, work: _Work) -> None:
         """Keep the engine's batch filled, and no fuller: requests for images come between."""
@@ -173,29 +187,31 @@ class Evaluating:
 
     # --- what is drawn so far
 
-    def _load_partial(self) -> list[np.ndarray]:
+    def _load_partial(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Features of the pictures drawn, and of the file's, that an earlier slice took."""
         key, sha256 = self.plan.partial_key, self.plan.partial_sha256
         if key is None:
-            return []
+            return [], []
         try:
             data = self._services.store.get(key)
             if hashlib.sha256(data).hexdigest() == sha256:
-                return [np.load(io.BytesIO(data), allow_pickle=False)]
+                with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                    return [arrays["drawn"]], [arrays["real"]]
         except ObjectMissing:
             pass
         log.warning("evaluation.features_unreadable")
         with self._services.database.write() as session:
             evaluations.drop_partial(session, self.plan)
-        return []
+        return [], []
 
     def _keep(self) -> None:
         """Object first, pointer second."""
         work, plan = self._work, self.plan
-        if work is None or not work.drawn:
+        if work is None or not self._gained:
             return
         buffer = io.BytesIO()
-        np.save(buffer, np.concatenate(work.drawn), allow_pickle=False)
-        key = keys.evaluation(plan.tenant_id, plan.evaluation_id, plan.attempt, work.done)
+        np.savez(buffer, drawn=_joined(work.drawn), real=_joined(work.features))
+        key = keys.evaluation(plan.tenant_id, plan.evaluation_id, plan.attempt)
         self._services.store.put(key, buffer.getvalue())
         sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
         with self._services.database.write() as session:
@@ -205,9 +221,8 @@ class Evaluating:
 
     def _publish(self, work: _Work) -> None:
         spec = self.plan.spec
-        drawn, real = np.concatenate(work.drawn), np.concatenate(work.features)
-        held_out = real[work.held_out]
-        training = real[work.training] if len(work.training) else None
+        drawn, real = _joined(work.drawn), _joined(work.features)
+        held_out, training = real[: work.held_out], real[work.held_out :]
         after = compare(drawn[: spec.images], held_out, training)
         before = compare(drawn[spec.images :], held_out, training) if spec.baseline else None
         result = {
@@ -245,6 +260,15 @@ class Evaluating:
             future.cancel()
         self._waiting.clear()
         self.is_over = True
+
+
+def _some(numbers: torch.Tensor, purpose: str) -> torch.Tensor:
+    """At most `_MAX_REAL` of them, the same at every attempt."""
+    return numbers[torch.randperm(len(numbers), generator=generator(0, purpose))[:_MAX_REAL]].sort().values
+
+
+def _joined(rows: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(rows) if rows else np.zeros((0, WIDTH), np.float32)
 
 
 def _moved(before: Report, after: Report) -> float | None:

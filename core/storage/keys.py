@@ -30,5 +30,5 @@ def image(tenant_id: str, sample_id: str, attempt: int, index: int) -> str:
     return f"{tenant_id}/samples/{sample_id}/{attempt:04d}-{index:03d}.png"
 
 
-def evaluation(tenant_id: str, evaluation_id: str, attempt: int, drawn: int) -> str:
-    return f"{tenant_id}/evaluations/{evaluation_id}/features-{attempt:04d}-{drawn:06d}.npy"
+def evaluation(tenant_id: str, evaluation_id: str, attempt: int) -> str:
+    return f"{tenant_id}/evaluations/{evaluation_id}/features-{attempt:04d}.npz"
