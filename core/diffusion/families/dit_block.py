@@ -18,6 +18,7 @@ from core.diffusion.places import AdaptedAffine
 
 _CHUNK = 1 << 16
 """Values that go through GELU at a time on a CPU: its temporaries then stay in the second-level cache."""
+_FEW_TOKENS = 128
 _GELU = 2 * math.sqrt(2 / math.pi)
 _CUBE = 0.044715
 
@@ -54,15 +55,13 @@ class TrainingBlock:
 
     def __call__(self, x: Tensor, conditioning: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """x (B, T, D) and SiLU of the conditioning (B, D) to (B, T, D)."""
-        rows, tokens, width = x.shape
         shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(conditioning).chunk(6, dim=1)  # (B, D) each
         offset = torch.cat([_offset(place, values, x) for place in self._qkv], dim=1)  # (B, 3 D)
         qkv = _Enter.apply(x, 1 + scale1, shift1, offset, self._qkv_weight, self._eps[0])  # (B, T, 3 D)
         assert isinstance(qkv, Tensor)
         if any(_scale(place, values) is not None for place in self._qkv):
             qkv = qkv * torch.cat([_wide_scale(place, values, x) for place in self._qkv], dim=1).unsqueeze(1)
-        q, k, v = qkv.view(rows, tokens, 3, self._heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, T, D / heads) each
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows, tokens, width)
+        mixed = _attend(qkv, self._heads)  # (B, T, D)
         y = _Leave.apply(
             mixed,
             x,
@@ -135,6 +134,51 @@ class _Enter(torch.autograd.Function):
         inner = grad @ weight  # (B, T, D)
         d_s, d_h = _over_tokens(inner, normed), inner.sum(1)
         return _norm_backward(inner.mul_(s.unsqueeze(1)), normed, inverse), d_s, d_h, grad.sum(1), None, None
+
+
+def _attend(qkv: Tensor, heads: int) -> Tensor:
+    """Attention of (B, T, 3 D) to (B, T, D)."""
+    is_slow = qkv.device.type == "cpu" and (qkv.dtype == torch.bfloat16 or qkv.shape[1] <= _FEW_TOKENS)
+    if not is_slow:
+        return _attention(qkv, heads)
+    mixed = _Attend.apply(qkv, heads)
+    assert isinstance(mixed, Tensor)
+    return mixed
+
+
+def _attention(qkv: Tensor, heads: int) -> Tensor:
+    q, k, v = _heads(qkv, heads)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _heads(qkv: Tensor, heads: int) -> Tensor:
+    """(B, T, 3 D) as (3, B, heads, T, D / heads)."""
+    return qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+class _Attend(torch.autograd.Function):
+    """torch's attention with a backward of plain matrix products: its own is slow on CPUs (docs/log.md)."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, heads: int) -> Tensor:
+        ctx.save_for_backward(qkv)
+        ctx.heads = heads
+        return _attention(qkv, heads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's own manner
+        [qkv] = ctx.saved_tensors
+        heads: int = ctx.heads
+        q, k, v = _heads(qkv, heads).flatten(1, 2).contiguous()  # (B heads, T, D / heads) each
+        grad = grad.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1)
+        scale, nothing = q.shape[-1] ** -0.5, q.new_zeros(())
+        shares = torch.baddbmm(nothing, q, k.mT, beta=0, alpha=scale).softmax(-1)  # (B heads, T, T)
+        inner = torch.ops.aten._softmax_backward_data(grad @ v.mT, shares, -1, shares.dtype)
+        d_q = torch.baddbmm(nothing, inner, k, beta=0, alpha=scale)
+        d_k = torch.baddbmm(nothing, inner.mT, q, beta=0, alpha=scale)
+        d_qkv = torch.stack([d_q, d_k, shares.mT @ grad])  # (3, B heads, T, D / heads)
+        return d_qkv.unflatten(1, (-1, heads)).permute(1, 3, 0, 2, 4).flatten(2), None
 
 
 class _Leave(torch.autograd.Function):
