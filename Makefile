@@ -33,7 +33,7 @@ $(VENV)/.setup-runtime: pyproject.toml | $(BIN)/python
 
 $(VENV)/.setup-all: pyproject.toml | $(BIN)/python
 	@echo "Installing what the service, its tests and the checks need; PyTorch is the large part"
-	@$(PIP) install --quiet --editable '.[worker,pretraining,test,dev]'
+	@$(PIP) install --quiet --editable '.[worker,pretraining,bench,test,dev]'
 	@touch $@ $(VENV)/.setup-runtime
 
 clean: ## Remove the environment and every cache; data in .difffit stays

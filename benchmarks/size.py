@@ -11,6 +11,7 @@ import json
 import torch
 from diffusers import DiTTransformer2DModel
 
+from benchmarks.bases import SHAPES
 from core.adapters import format as adapter_format
 from core.diffusion.adapter import Adapter
 from core.diffusion.base import Base
@@ -18,8 +19,6 @@ from core.diffusion.catalog import BaseSummary
 from core.diffusion.families.dit import make_dit
 from core.diffusion.schedule import Schedule
 
-# (layers, hidden, heads)
-SHAPES = {"S/2": (12, 384, 6), "B/2": (12, 768, 12), "L/2": (24, 1024, 16), "XL/2": (28, 1152, 16)}
 CLASSES = (10, 101, 1000)
 PAPER_XL2 = {"parameters": 830_000, "fraction": 0.0012}
 
