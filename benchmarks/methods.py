@@ -39,11 +39,10 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Prediction (B, C, h, w) of x (B, C, h, w) at times t (B,) for labels (B,); the label after the last class is null."""
 
 RANK = 8
-METHODS = ("base", "full", "bitfit", "difffit", "difffit-none", "difffit-all", "lora-qkv", "lora-fair", "modules")
+METHODS = ("base", "full", "bitfit", "difffit", "difffit-all", "lora-qkv", "lora-fair", "modules")
 _OURS: dict[str, dict[str, object]] = {
     "bitfit": {"layout": "bitfit"},
     "difffit": {"gamma_depth": "half"},
-    "difffit-none": {"gamma_depth": "none"},
     "difffit-all": {"gamma_depth": "all"},
 }
 

@@ -20,6 +20,7 @@ SOURCES = [
     "core/adapters/service.py",
     "core/adapters/repository.py",
     "core/samples/*.py",
+    "core/evaluations/*.py",
     "core/datasets/service.py",
     "core/datasets/repository.py",
 ]

@@ -44,6 +44,8 @@ WITH_IDS = {
     "GET /v1/images/generations/{generation_id}/images/{index}",
     "HEAD /v1/images/generations/{generation_id}/images/{index}",
     "DELETE /v1/api_keys/{key_id}",
+    "GET /v1/evaluations/{evaluation_id}",
+    "POST /v1/evaluations/{evaluation_id}/cancel",
 }
 
 
@@ -56,6 +58,7 @@ def victim(service: Service) -> Owner:
         "/v1/images/generations", json={"model": "tiny-dit"}, headers={"Prefer": "respond-async"}
     ).json()
     service.draw()
+    evaluation = owner.client.post("/v1/evaluations", json={"model": adapter.model, "file": service.dataset(owner).id})
     owner.ids = {
         "file_id": service.dataset(owner).id,
         "job_id": job_id,
@@ -64,6 +67,7 @@ def victim(service: Service) -> Owner:
         "model_id:path": adapter.model,
         "generation_id": sample["id"],
         "index": "0",
+        "evaluation_id": evaluation.json()["id"],
         "key_id": owner.client.post("/v1/api_keys", json={"name": "second"}).json()["id"],
     }
     return owner
