@@ -60,16 +60,15 @@ class Place:
 
     base: Path
     base_fingerprint: str
-    data: Path | None
     results: Path
     digests: dict[str, str]  # of each domain
 
     @classmethod
-    def open(cls, base: Path, data: Path | None, names: Iterable[str], results: Path = RESULTS) -> "Place":
+    def open(cls, base: Path, names: Iterable[str], results: Path = RESULTS) -> "Place":
         from benchmarks import domains  # noqa: PLC0415  # numpy and the icons, for who runs cells
 
-        digests = {name: domains.load(name, data).digest for name in names}
-        return cls(base, fingerprint(base), data, results, digests)
+        digests = {name: domains.load(name).digest for name in names}
+        return cls(base, fingerprint(base), results, digests)
 
     def path(self, cell: Cell) -> Path:
         name = cell.name(self.base_fingerprint, self.digests[cell.domain])
@@ -81,8 +80,13 @@ class Place:
 
 
 def run_cells(place: Place, cells: Sequence[Cell], workers: int = 2) -> list[Result]:
-    """The cells' results in order; those that are missing run on `workers` processes of one thread each."""
+    """The cells' results in order; those that are missing run on `workers` processes of one thread each.
+
+    With no worker they are only read: a missing one is a `FileNotFoundError`.
+    """
     missing = list(dict.fromkeys(cell for cell in cells if place.find(cell) is None))
+    if missing and not workers:
+        raise FileNotFoundError(f"{len(missing)} cells are not kept in {place.results}: run without --quick first")
     began = time.monotonic()
     if missing:
         # A process a cell: peak memory is then its own. Two cells of one method in a row would share a heap.
@@ -126,7 +130,7 @@ def run_cell(place: Place, cell: Cell) -> Result:
 
     torch.set_num_threads(1)
     began = time.perf_counter()
-    domain = domains.load(cell.domain, place.data)
+    domain = domains.load(cell.domain)
     if fingerprint(place.base) != place.base_fingerprint or domain.digest != place.digests[cell.domain]:
         raise RuntimeError("the base or the domain has changed since the run began: start it again")
     base = load_base(place.base)

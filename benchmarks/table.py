@@ -20,7 +20,6 @@ from benchmarks import domains
 from benchmarks.cells import BASE, RESULTS, Cell, Place, Result, run_cells
 from core.diffusion.guidance import Guidance
 
-SEEDS = (1, 2, 3)
 TUNING_SEED = 100
 COMPARED = ("difffit", "full", "bitfit", "lora-fair")  # three seeds; BitFit is DiffFit with γ nowhere
 ABLATED = ("difffit-all", "lora-qkv", "modules")  # one
@@ -53,6 +52,9 @@ class Sizes:
     seeds: tuple[int, ...]
 
 
+SIZES = Sizes(steps=220, batch_size=8, train_images=200, pictures=200, seeds=(1, 2, 3))
+
+
 class Table:
     """Three stages: rates, guidance scales, the figures. Each needs the one before."""
 
@@ -62,8 +64,8 @@ class Table:
         self.rates: dict[str, float] = {}  # of each method
         self.scales: dict[tuple[str, Guidance], float] = {}  # of each method and guidance
 
-    def tune_rates(self) -> None:
-        """The rate whose kernel distance has the least mean logarithm over the tuning domains."""
+    def tune_rates(self) -> dict[str, float]:
+        """Of each method, the rate whose kernel distance has the least mean logarithm over the tuning domains."""
         tried = {method: list(rates) for method, rates in RATES.items()}
         for _ in range(EXTENSIONS + 1):
             asked = [(method, rate) for method, rates in tried.items() for rate in rates]
@@ -76,7 +78,8 @@ class Table:
                     rates.append(_next_rate(best, upward=best == max(rates)))
                     is_settled = False
             if is_settled:
-                return
+                break
+        return self.rates
 
     def tune_scales(self) -> None:
         """The guidance scale likewise, at the rate found."""
@@ -334,29 +337,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="read the kept results, run nothing")
     parser.add_argument("--plan", action="store_true", help="say how long it will take, run nothing")
-    parser.add_argument("--data", type=Path, help="folder with openclipart_64.zip, for the domain clipart")
     parser.add_argument("--base", type=Path, default=BASE)
-    parser.add_argument("--domains", nargs="+", choices=domains.NAMES)
-    parser.add_argument("--steps", type=int, default=220)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--train-images", type=int, default=200)
-    parser.add_argument("--pictures", type=int, default=200)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--domains", nargs="+", choices=domains.NAMES, default=list(domains.MEASURED))
+    parser.add_argument("--steps", type=int, default=SIZES.steps)
+    parser.add_argument("--batch-size", type=int, default=SIZES.batch_size)
+    parser.add_argument("--train-images", type=int, default=SIZES.train_images)
+    parser.add_argument("--pictures", type=int, default=SIZES.pictures)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SIZES.seeds))
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.quick:
-        base, results = kept(args.results, Place.open(args.base, None, ()).base_fingerprint)
+        base, results = kept(args.results, Place.open(args.base, ()).base_fingerprint)
         if not results:
             parser.error(f"no kept results in {args.results}: run without --quick first")
         print(f"kept results of base {base}")
     else:
-        names = args.domains or domains.available(args.data)
-        place = Place.open(args.base, args.data, names, args.results)
+        place = Place.open(args.base, args.domains, args.results)
         sizes = Sizes(args.steps, args.batch_size, args.train_images, args.pictures, tuple(args.seeds))
-        table = Table(place, names, sizes, args.workers)
+        table = Table(place, args.domains, sizes, args.workers)
         hours = table.estimate() / 3600
-        print(f"{', '.join(names)}: about {hours:.1f} h on {args.workers} idle cores, less what is kept", flush=True)
+        print(
+            f"{', '.join(args.domains)}: about {hours:.1f} h on {args.workers} idle cores, less what is kept",
+            flush=True,
+        )
         if args.plan:
             return
         results = table.run()

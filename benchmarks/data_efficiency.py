@@ -1,0 +1,84 @@
+"""`python -m benchmarks.data_efficiency`: kernel distance by training pictures and by steps, DiffFit and full.
+
+Each at the rate that `benchmarks.table` found for it. `closer` is the share of drawn pictures that lie nearer to a
+training picture than 95 % of the held-out ones do: 0.05 where nothing is copied, above it where a method overfits.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks.cells import BASE, RESULTS, Cell, Place, Result, run_cells
+from benchmarks.table import MAIN, SIZES, TUNING_DOMAINS, Table
+
+METHODS = ("difffit", "full")
+COUNTS = (20, 50, 100, 300)
+WATCH = (100, 200)
+STEPS = 400
+DOMAIN = "lineart"
+PICTURES = 100
+SEED = 1
+
+
+def cells(rates: dict[str, float]) -> list[Cell]:
+    return [
+        Cell(
+            domain=DOMAIN,
+            method=method,
+            learning_rate=rates[method],
+            steps=STEPS,
+            batch_size=SIZES.batch_size,
+            seed=SEED,
+            train_images=count,
+            against="test",
+            pictures=PICTURES,
+            draws=(MAIN,),
+            watch=WATCH,
+        )
+        for count in COUNTS
+        for method in METHODS
+    ]
+
+
+def show(results: list[Result]) -> dict[str, dict[str, dict[str, float]]]:
+    """Print by pictures and steps; the kernel distances by method, pictures and steps."""
+    print(f"\n{'pictures':>8} {'method':8} {'step':>5} {'KID×1000':>15} {'coverage':>8} {'closer':>6}")
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for result in results:
+        cell = result["cell"]
+        for draw in result["draws"]:
+            kernel, by_count = draw["kernel_distance"], found.setdefault(cell["method"], {})
+            by_count.setdefault(str(cell["train_images"]), {})[str(draw["step"])] = kernel["value"]
+            print(
+                f"{cell['train_images']:8} {cell['method']:8} {draw['step']:5} "
+                f"{kernel['value']:7.1f} ± {kernel['error'] * 1.96:5.1f} "
+                f"{draw['coverage']:8.2f} {draw['memorisation']['closer_share']:6.2f}"
+            )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="read the kept results, run nothing")
+    parser.add_argument("--base", type=Path, default=BASE)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
+    args = parser.parse_args()
+    place = Place.open(args.base, TUNING_DOMAINS, args.results)
+    workers = 0 if args.quick else args.workers
+    rates = Table(place, TUNING_DOMAINS, SIZES, workers).tune_rates()
+    found = show(run_cells(place, cells(rates), workers))
+    last = str(STEPS)
+    ratios = {count: round(found["difffit"][count][last] / found["full"][count][last], 4) for count in found["full"]}
+    summary = {
+        "difffit_over_full": ratios,
+        "kernel_distance": found,
+        "rates": {method: rates[method] for method in METHODS},
+        "domain": DOMAIN,
+        "base": place.base_fingerprint[:12],
+    }
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()
