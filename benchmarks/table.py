@@ -1,9 +1,9 @@
 """`python -m benchmarks.table`: methods × domains × seeds, as the paper's tables have them, at small scale.
 
 Every method sees the same pictures, noises and steps, and finds its learning rate by the same search: three rates on
-two of the domains (one at the edge asks for the next), one seed, measured on pictures that serve nothing else; guidance
-scales likewise. Then three seeds on every domain against its held-out part, a seed after another. Cells are kept in
-`benchmarks/results/table/`: a stopped run goes on, and `--quick` reads what is there.
+two of the domains (one at the edge asks for the next), one seed, measured on pictures that serve nothing else; the
+scale of classifier-free guidance likewise. Then three seeds on every domain against its held-out part, a seed after
+another. Cells are kept in `benchmarks/results/table/`: a stopped run goes on, and `--quick` reads what is there.
 """
 
 import argparse
@@ -34,7 +34,6 @@ TUNED_AS = {"difffit-all": "difffit", "lora-qkv": "lora-fair", "modules": "lora-
 TUNING_DOMAINS = ("lineart", "game")  # colour and black, so that the other domains show how a choice carries over
 TUNING_PICTURES = 60
 EXTENSIONS = 2
-SCALED: tuple[Guidance, ...] = ("cfg", "domain")
 SCALES = (1.5, 2.0, 3.0)
 Draw = tuple[Guidance, float]
 MAIN: Draw = ("domain", 2.0)  # the service's default
@@ -62,7 +61,7 @@ class Table:
         self.place, self.names, self.sizes, self.workers = place, list(names), sizes, workers
         self.tuned_on = [name for name in names if name in TUNING_DOMAINS] or self.names[:1]
         self.rates: dict[str, float] = {}  # of each method
-        self.scales: dict[tuple[str, Guidance], float] = {}  # of each method and guidance
+        self.scales: dict[str, float] = {}  # of classifier-free guidance, of each method
 
     def tune_rates(self) -> dict[str, float]:
         """Of each method, the rate whose kernel distance has the least mean logarithm over the tuning domains."""
@@ -82,13 +81,12 @@ class Table:
         return self.rates
 
     def tune_scales(self) -> None:
-        """The guidance scale likewise, at the rate found."""
-        draws: tuple[Draw, ...] = tuple((guidance, scale) for guidance in SCALED for scale in SCALES)
+        """The scale of classifier-free guidance likewise, at the rate found. Domain guidance keeps the service's."""
+        draws: tuple[Draw, ...] = tuple(("cfg", scale) for scale in SCALES)
         distances = self._distances([(method, self.rates[method]) for method in GUIDED], draws)
         for method in GUIDED:
-            for guidance in SCALED:
-                found = {draw: distances[method, self.rates[method], draw] for draw in draws if draw[0] == guidance}
-                self.scales[method, guidance] = min(found, key=lambda draw: found[draw])[1]
+            found = {draw: distances[method, self.rates[method], draw] for draw in draws}
+            self.scales[method] = min(found, key=lambda draw: found[draw])[1]
 
     def _distances(
         self, asked: Sequence[tuple[str, float]], draws: tuple[Draw, ...]
@@ -127,8 +125,7 @@ class Table:
         draws: list[Draw] = [MAIN]
         is_first = seed == self.sizes.seeds[0]
         if method in GUIDED and (is_first or method == "difffit"):
-            for guidance in SCALED:
-                draws.append((guidance, self.scales[method, guidance]))
+            draws.append(("cfg", self.scales[method]))
         if method in GUIDED and is_first:
             draws.append(("none", 1.0))
         return replace(
@@ -136,7 +133,7 @@ class Table:
             seed=seed,
             against="test",
             pictures=self.sizes.pictures,
-            draws=tuple(dict.fromkeys(draws)),
+            draws=tuple(draws),
         )
 
     def run(self) -> list[Result]:
@@ -149,13 +146,13 @@ class Table:
     def estimate(self) -> float:
         """Seconds of the whole run on idle cores, from what a step and a picture cost where this was written."""
         self.rates = {method: rates[0] for method, rates in RATES.items()}
-        self.scales = {(method, guidance): 3.0 for method in GUIDED for guidance in SCALED}
+        self.scales = dict.fromkeys(GUIDED, 3.0)
         searched = sum(
             self._seconds(self.tuning_cell(method, name, rates[0], (MAIN,))) * (len(rates) + 0.6)
             for method, rates in RATES.items()
             for name in self.tuned_on
         )
-        draws = (MAIN,) * (len(SCALED) * len(SCALES))
+        draws = (MAIN,) * len(SCALES)
         searched += sum(self._seconds(self.tuning_cell(m, n, 1.0, draws)) for m in GUIDED for n in self.tuned_on)
         return (searched + sum(self._seconds(cell) for cell in self.cells())) / self.workers
 
@@ -203,7 +200,7 @@ def summarise(results: Sequence[Result]) -> Result:
     guided = {
         method: _paired(
             {
-                (r["cell"]["domain"], r["cell"]["seed"]): (_best(r, "domain"), _best(r, "cfg"))
+                (r["cell"]["domain"], r["cell"]["seed"]): (_kernel(_at(r, MAIN)), _guided(r))
                 for r in results
                 if r["cell"]["method"] == method and any(draw["guidance"] == "cfg" for draw in r["draws"])
             }
@@ -220,9 +217,9 @@ def summarise(results: Sequence[Result]) -> Result:
     }
 
 
-def _best(result: Result, guidance: str) -> float:
-    """At the scale that the search chose: the last drawn of that guidance."""
-    return _kernel([draw for draw in result["draws"] if draw["guidance"] == guidance][-1])
+def _guided(result: Result) -> float:
+    """By classifier-free guidance."""
+    return next(_kernel(draw) for draw in result["draws"] if draw["guidance"] == "cfg")
 
 
 def _paired(pairs: dict[tuple[str, int], tuple[float, float]]) -> Result:
