@@ -5,6 +5,7 @@ from typing import Any, Self
 
 from client.adapters import Adapters
 from client.config import find_config
+from client.evaluations import Evaluations
 from client.files import Files
 from client.images import Images
 from client.jobs import Jobs
@@ -32,6 +33,7 @@ class DiffFit:
         self.adapters = Adapters(self.transport)
         self.models = Models(self.transport)
         self.images = Images(self.transport)
+        self.evaluations = Evaluations(self.transport)
         self.keys = Keys(self.transport)
 
     def health(self) -> dict[str, Any]:

@@ -115,11 +115,17 @@ class Jobs:
         suffix: str | None = None,
         seed: int | None = None,
         metadata: Mapping[str, str] | None = None,
+        evaluate: bool = False,
     ) -> Job:
-        """Queue a fine-tune of `model` on a file; what `hyperparameters` leaves out is chosen by the service."""
+        """Queue a fine-tune of `model` on a file; what `hyperparameters` leaves out is chosen by the service.
+
+        With `evaluate` the adapter is measured against the pictures that training held out, once it is there.
+        """
         body: dict[str, Any] = {"model": model, "training_file": training_file}
         optional = {"suffix": suffix, "seed": seed, "metadata": dict(metadata) if metadata else None}
         body |= {key: value for key, value in optional.items() if value is not None}
+        if evaluate:
+            body["evaluate"] = True
         if hyperparameters:
             body["method"] = {"type": "difffit", "difffit": {"hyperparameters": dict(hyperparameters)}}
         return Job.from_json(self._transport.post(_JOBS, body))

@@ -24,6 +24,21 @@ from core.tenants import service as tenants
 WORKER = "device@test"
 LEASE = 30.0
 
+_REPORT = {
+    "kernel_distance": {"value": 100.0, "error": 5.0},
+    "kernel_floor": {"value": 1.0, "error": 2.0},
+    "frechet_distance": 300.0,
+    "coverage": 0.5,
+    "counts": {"generated": 200},
+}
+EVALUATED = {
+    "after": _REPORT,
+    "before": {**_REPORT, "kernel_distance": {"value": 400.0, "error": 9.0}},
+    "moved": 0.75,
+    "features": {"digest": "0" * 64},
+}
+"""What an evaluation of an adapter comes to."""
+
 
 def make_catalog(folder: Path, name: str = "tiny-dit") -> Catalog:
     """A catalog of one base: the configs of a DiTPipeline folder and a weight file of one number."""

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from client.cli import adapters, doctor, files, jobs, keys, sample, up
+from client.cli import adapters, doctor, evaluations, files, jobs, keys, sample, up
 from client.cli.output import complain
 from client.demo.command import demo
 from client.errors import ClientError
@@ -26,6 +26,8 @@ app.command("watch")(jobs.watch_jobs)
 app.add_typer(jobs.app, name="jobs")
 app.command()(sample.sample)
 app.add_typer(adapters.app, name="adapters")
+app.command()(evaluations.evaluate)
+app.add_typer(evaluations.app, name="evaluations")
 app.add_typer(keys.app, name="keys")
 
 

@@ -34,6 +34,9 @@ def train(
     label: Annotated[
         list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="Kept with the job.")
     ] = None,
+    evaluating: Annotated[
+        bool, typer.Option("--evaluate", help="Measure the adapter against held-out images, before and after.")
+    ] = False,
     watching: Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the job until it has ended.")] = False,
 ) -> None:
     """Adapt the base to a set of images."""
@@ -49,6 +52,7 @@ def train(
             suffix=suffix,
             seed=seed,
             metadata=_pairs(label, "--metadata"),
+            evaluate=evaluating,
         )
         say(f"created {job.id} on {chosen}: {job.status}")
         if watching:

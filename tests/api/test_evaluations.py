@@ -9,14 +9,6 @@ from core.models import Adapter, Dataset, Evaluation, Job, OutboxMessage
 from tests import rows
 from tests.api.conftest import Owner, Service, assert_problem, unknown
 
-ESTIMATE = {"value": 100.0, "error": 5.0}
-
-
-def result(after: float = 100.0) -> dict[str, Any]:
-    report = {"kernel_distance": {"value": after, "error": 5.0}, "coverage": 0.5, "counts": {"generated": 200}}
-    before = {**report, "kernel_distance": {"value": 400.0, "error": 9.0}}
-    return {"after": report, "before": before, "moved": 1 - after / 400, "features": {"digest": "0" * 64}}
-
 
 def ask(client: TestClient, file_id: str, model: str = "tiny-dit", **fields: Any) -> Any:
     return client.post("/v1/evaluations", json={"model": model, "file": file_id, **fields})
@@ -28,7 +20,7 @@ def measure(service: Service, evaluation_id: str) -> None:
         plan = evaluations.claim(session, rows.WORKER, rows.LEASE, service.catalog)
         assert plan is not None
         assert plan.evaluation_id == evaluation_id
-        assert evaluations.finish(session, plan, result())
+        assert evaluations.finish(session, plan, rows.EVALUATED)
 
 
 def test_an_evaluation_is_queued_with_what_it_will_measure(service: Service, owner: Owner, client: TestClient) -> None:
@@ -71,7 +63,7 @@ def test_the_adapter_shows_how_far_it_moved(service: Service, owner: Owner, clie
     shown = client.get(f"/v1/evaluations/{made['id']}").json()
     assert (shown["status"], shown["result"]["moved"]) == ("succeeded", 0.75)
     metrics = client.get(f"/v1/adapters/{adapter.id}").json()["metrics"]
-    assert metrics["evaluation"]["kernel_distance"] == ESTIMATE
+    assert metrics["evaluation"]["kernel_distance"] == rows.EVALUATED["after"]["kernel_distance"]
     assert metrics["evaluation"]["kernel_distance_before"] == {"value": 400.0, "error": 9.0}
     assert (metrics["evaluation"]["moved"], metrics["evaluation"]["id"]) == (0.75, made["id"])
 
@@ -105,7 +97,7 @@ def test_a_waiting_one_is_cancelled_at_once_and_a_running_one_soon(
         assert plan is not None
     assert client.post(f"/v1/evaluations/{running}/cancel").json()["status"] == "running"
     with service.database.write() as session:
-        assert evaluations.finish(session, plan, result()) is False
+        assert evaluations.finish(session, plan, rows.EVALUATED) is False
     assert client.get(f"/v1/evaluations/{running}").json()["status"] == "cancelled"
 
 

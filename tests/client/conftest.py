@@ -20,6 +20,7 @@ from client.cli.app import main
 from core.bases import Catalog
 from core.datasets import service as datasets
 from core.db.session import Database
+from core.evaluations import service as evaluations
 from core.jobs import service as jobs
 from core.samples import service as samples
 from core.settings import Settings
@@ -36,7 +37,7 @@ def png(colour: tuple[int, int, int] = (200, 30, 30), width: int = 16) -> bytes:
 
 
 class Worker:
-    """Validates every dataset, trains every job in two steps, draws every image: real rows and bytes, no torch."""
+    """Validates every dataset, trains in two steps, draws, measures the same for all: real rows and bytes, no torch."""
 
     def __init__(self, settings: Settings) -> None:
         self.verdict = "processed"
@@ -63,6 +64,7 @@ class Worker:
             if self.trains:
                 self._train()
             self._draw()
+            self._measure()
 
     def _validate(self) -> None:
         with self._database.write() as session:
@@ -113,6 +115,11 @@ class Worker:
             stats = {"batch_size": len(plans), "distinct_adapters": 2, "compute_ms": 5.0, "queue_ms": 1.0}
             with self._database.write() as session:
                 samples.finish(session, plan, images, stats)
+
+    def _measure(self) -> None:
+        with self._database.write() as session:
+            if plan := evaluations.claim(session, rows.WORKER, rows.LEASE, self._catalog):
+                evaluations.finish(session, plan, rows.EVALUATED)
 
 
 @dataclass

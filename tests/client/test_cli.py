@@ -130,6 +130,25 @@ def test_previews_events_and_lists_of_a_job(difffit: Run, images: Path, tmp_path
     assert json.loads(difffit("jobs", "show", job_id).out)["object"] == "fine_tuning.job"
 
 
+def test_evaluate_waits_and_says_how_far_training_went(difffit: Run, images: Path) -> None:
+    adapter_id = only(r"adapter-\w+", trained(difffit, images).out)
+    refused = difffit("evaluate", adapter_id)
+    assert (refused.code, "images held out of training" in refused.err) == (1, True)
+    measured = difffit("evaluate", adapter_id, push(difffit, images), "-n", "50")
+    assert measured.code == 0
+    assert "100 pictures to draw" in measured.line()
+    assert "kernel distance\t400.0 ± 9.0\t100.0 ± 5.0" in measured.out
+    assert "training went 75% of the way" in measured.line(-1)
+    evaluation_id = only(r"eval-\w+", measured.out)
+    assert evaluation_id in difffit("evaluations", "list").line(1)
+    assert json.loads(difffit("evaluations", "show", evaluation_id).out)["status"] == "succeeded"
+    assert "is succeeded already" in difffit("evaluations", "cancel", evaluation_id).err
+
+
+def test_evaluate_without_a_file_needs_a_model_that_was_trained_here(difffit: Run) -> None:
+    assert "name a file to measure against" in difffit("evaluate", "base").err
+
+
 def test_sample_saves_every_image_and_their_grid(difffit: Run, images: Path, tmp_path: Path) -> None:
     adapter_id = only(r"adapter-\w+", trained(difffit, images).out)
     drawn = difffit("sample", adapter_id, "a", "-n", "3", "--seed", "5", "-o", "out/cats.png")

@@ -1,0 +1,76 @@
+"""Evaluations: how far a model's pictures lie from a file's."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from client.errors import ClientError
+from client.jobs import ENDED
+from client.transport import Transport
+
+_EVALUATIONS = "/v1/evaluations"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`result` has `after`, `before` and `moved` once it has succeeded: `docs/evaluation.md` says how to read them."""
+
+    id: str
+    status: str  # queued | running | succeeded | failed | cancelled
+    model: str
+    file: str
+    drawn: int
+    total: int
+    result: Mapping[str, Any] | None
+    error: Mapping[str, Any] | None
+    created_at: int
+    raw: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status in ENDED
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Evaluation":
+        names = ("id", "status", "model", "file")
+        progress = data["progress"]
+        return cls(
+            **{name: data[name] for name in names},
+            drawn=progress["drawn"],
+            total=progress["total"],
+            result=data.get("result"),
+            error=data.get("error"),
+            created_at=data["created_at"],
+            raw=data,
+        )
+
+
+class Evaluations:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(self, model: str, file: str, *, images: int | None = None, seed: int | None = None) -> Evaluation:
+        """Queue it: draw `images` pictures of `model` and measure them against those of `file`."""
+        body: dict[str, Any] = {"model": model, "file": file}
+        body |= {name: value for name, value in {"images": images, "seed": seed}.items() if value is not None}
+        return Evaluation.from_json(self._transport.post(_EVALUATIONS, body))
+
+    def get(self, evaluation_id: str) -> Evaluation:
+        return Evaluation.from_json(self._transport.get(f"{_EVALUATIONS}/{evaluation_id}"))
+
+    def list(self, limit: int | None = None) -> Iterator[Evaluation]:
+        """Newest first."""
+        return (Evaluation.from_json(item) for item in self._transport.page(_EVALUATIONS, limit=limit))
+
+    def cancel(self, evaluation_id: str) -> Evaluation:
+        return Evaluation.from_json(self._transport.post(f"{_EVALUATIONS}/{evaluation_id}/cancel"))
+
+    def wait(self, evaluation_id: str, timeout: float = 3600.0) -> Evaluation:
+        """Until it has ended, well or not. Raises ClientError after `timeout` seconds."""
+        end = time.monotonic() + timeout
+        while not (found := self.get(evaluation_id)).has_ended:
+            if time.monotonic() > end:
+                raise ClientError(f"evaluation {evaluation_id} is {found.status} after {timeout:.0f} s")
+            time.sleep(0.5)
+        return found
