@@ -65,6 +65,12 @@ class StillDrawing(Unavailable):
         self.location = location
 
 
+class TimedOut(DomainError):
+    """The request's own timeout has passed."""
+
+    code = "deadline_exceeded"
+
+
 class Refusal(RouteException):
     """A DomainError on its way through FastAPI's body reading, which lets only HTTPExceptions pass as they are."""
 
@@ -87,6 +93,7 @@ STATUS: dict[type[DomainError], int] = {
     Invalid: 422,
     OverQuota: 429,
     Unavailable: 503,
+    TimedOut: 504,
 }
 
 _CODES = {404: "route_not_found", 405: "method_not_allowed", 400: "malformed_request", 413: "body_too_large"}
@@ -186,7 +193,7 @@ def _headers_of(error: DomainError) -> dict[str, str]:
         return {"Retry-After": str(RETRY_SECONDS)}
     if isinstance(error, InFlight):
         return {"Retry-After": "1"}
-    if isinstance(error, Conflict):
+    if isinstance(error, (Conflict, TimedOut)):
         return {"x-should-retry": "false"}
     return {}
 

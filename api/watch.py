@@ -39,25 +39,28 @@ class Watch:
             await self._task
         await to_thread.run_sync(self._listener.close)
 
-    async def wait(self, sample_id: str, seconds: float) -> bool:
-        """Whether the request has come to its end in time. The row says how."""
+    async def wait(self, word: str, seconds: float) -> bool:
+        """Whether the request of that id has come to its end in time. The row says how.
+
+        `nudges.news_of(id)` waits for whatever happens to it: a picture on its way, or the end.
+        """
         event = asyncio.Event()
-        self._waiting.setdefault(sample_id, set()).add(event)
+        self._waiting.setdefault(word, set()).add(event)
         self._some.set()
         try:
             await asyncio.wait_for(event.wait(), seconds)
         except TimeoutError:
             return False
         finally:
-            others = self._waiting.get(sample_id, set())
+            others = self._waiting.get(word, set())
             others.discard(event)
             if not others:
-                self._waiting.pop(sample_id, None)
+                self._waiting.pop(word, None)
         return True
 
-    def _settled(self, sample_ids: Iterable[str]) -> None:
-        for sample_id in sample_ids:
-            for event in self._waiting.get(sample_id, ()):
+    def _settled(self, words: Iterable[str]) -> None:
+        for word in words:
+            for event in (*self._waiting.get(word, ()), *self._waiting.get(nudges.news_of(word), ())):
                 event.set()
 
     async def _poll(self) -> None:
@@ -66,7 +69,7 @@ class Watch:
                 self._some.clear()
                 await self._some.wait()
             with suppress(SQLAlchemyError):  # a database that is away now may be back before the deadline
-                self._settled(await to_thread.run_sync(self._ended, list(self._waiting)))
+                self._settled(await to_thread.run_sync(self._ended, [nudges.id_of(word) for word in self._waiting]))
             await asyncio.sleep(_POLL_SECONDS)
 
     def _ended(self, sample_ids: list[str]) -> list[str]:

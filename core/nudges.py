@@ -8,6 +8,17 @@ import redis
 
 WORK = "difffit.work"  # said after a commit that promised a message; the relay and running pumps listen
 DONE = "difffit.done"  # an id whose row has reached a terminal state; waiting callers listen
+_NEWS = "/news"
+
+
+def news_of(noun_id: str) -> str:
+    """The word that something of it has changed, though it has not ended."""
+    return f"{noun_id}{_NEWS}"
+
+
+def id_of(word: str) -> str:
+    return word.removesuffix(_NEWS)
+
 
 _TIMEOUTS = {"socket_timeout": 5.0, "socket_connect_timeout": 2.0}
 

@@ -60,6 +60,13 @@ class Settings(BaseSettings):
     role: Role = Field("both", description="What a device worker does: `both`, `train` or `sample`.")
     bank_slots: int = Field(32, ge=2, description="Adapters that the bank on the device holds, the base included.")
     max_batch_rows: int = Field(32, ge=1, description="Rows of one denoising forward pass.")
+    row_buckets: Annotated[list[int], NoDecode] = Field(
+        [], description="Numbers of rows that a denoising pass is filled up to, so that compiled code sees few shapes."
+    )
+    adapter_host_bytes: int = Field(1024**3, ge=0, description="Host memory for adapters that are not on the device.")
+    pinned_adapters: Annotated[list[str], NoDecode] = Field(
+        [], description="Ids of adapters that a device worker loads at its start and keeps on the device."
+    )
 
     lease_seconds: float = Field(30.0, gt=0, description="A worker that is silent for so long has lost its work.")
     stall_seconds: float = Field(
@@ -81,6 +88,9 @@ class Settings(BaseSettings):
     max_images: int = Field(10_000, ge=2, description="Images that a dataset may hold.")
     max_queued_jobs: int = Field(100, ge=1, description="Unfinished jobs that a tenant may have.")
     max_queued_samples: int = Field(64, ge=1, description="Unfinished image requests that a tenant may have.")
+    max_waiting_samples: int = Field(
+        4096, ge=1, description="Image requests that may wait, of all tenants together, before new ones answer 503."
+    )
     max_queued_evaluations: int = Field(20, ge=1, description="Unfinished evaluations that a tenant may have.")
     max_steps: int = Field(20_000, ge=1, description="Training steps that a job may ask for.")
     max_images_per_request: int = Field(16, ge=1, description="Largest `n` of an image request.")
@@ -89,7 +99,7 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 
-    @field_validator("bases", mode="before")
+    @field_validator("bases", "row_buckets", "pinned_adapters", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value

@@ -143,5 +143,5 @@ def expire(session: Session, table: type[Job] | type[Dataset] | type[Sample], ro
 
 
 def make_sample(session: Session, tenant: Tenant, catalog: Catalog, max_queued: int = 100) -> Sample:
-    spec = SampleSpec(None, None, 1, 8, 0, 4, "ddim", "none", 1.0, 1.0)
-    return samples.create_sample(session, tenant.id, base_of(catalog), None, spec, max_queued)
+    spec = SampleSpec(None, None, 1, 8, 0, 4, "ddim", "none", 1.0)
+    return samples.create_sample(session, tenant.id, base_of(catalog), spec, max_queued)

@@ -3,18 +3,21 @@
 import hashlib
 import json
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import numpy as np
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
-from core import faults
+from core import faults, nudges
 from core.errors import DomainError, Unavailable
 from core.samples import service as samples
 from core.samples.service import SamplePlan
-from core.sampling.engine import Sampled
-from core.sampling.request import SampleRequest
+from core.samples.spec import MEDIA_TYPES
+from core.sampling.engine import Cancelled, DeadlineExceeded, OnPreview, Sampled
+from core.sampling.request import AdapterPart, SampleRequest
 from core.storage import keys
-from worker.pictures import encode_png
+from worker.pictures import encode
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -25,7 +28,8 @@ class Drawn:
     """One request and the futures of its images."""
 
     plan: SamplePlan
-    images: list[Future[Sampled]] = field(default_factory=list)
+    images: list[Future[Sampled]]
+    is_cancelled: bool = False
 
     @property
     def is_done(self) -> bool:
@@ -51,6 +55,7 @@ class Drawing:
 
     def claim(self) -> int:
         """Take waiting requests while the engines have room for about one more batch behind the present one."""
+        self._heed_cancels()
         settings = self._services.settings
         rows = sum(len(drawn.images) for drawn in self._under_way)
         room = 2 * settings.max_batch_rows - rows
@@ -68,6 +73,19 @@ class Drawing:
             self._submit(plan)
         return len(plans)
 
+    def _heed_cancels(self) -> None:
+        """A request that its caller gave up frees its rows at the next step."""
+        drawing = {drawn.plan.sample_id: drawn for drawn in self._under_way if not drawn.is_cancelled}
+        if not drawing:
+            return
+        with self._services.database.read() as session:
+            cancelled = samples.list_cancelled(session, list(drawing))
+        for sample_id in cancelled:
+            drawing[sample_id].is_cancelled = True
+            engine = self._runtime.device(drawing[sample_id].plan.base).engine
+            for request in _requests(drawing[sample_id].plan):
+                engine.cancel(request.id)
+
     def step(self) -> int:
         """One denoising step of every engine that has rows; how many rows moved."""
         rows = sum(engine.step() for engine in self._runtime.engines())
@@ -77,12 +95,16 @@ class Drawing:
 
     def harvest(self) -> None:
         """Hand finished requests to the pool, and forget those that are delivered."""
-        done = [drawn for drawn in self._under_way if drawn.is_done]
-        self._under_way = [drawn for drawn in self._under_way if not drawn.is_done]
-        for drawn in done:
-            self._delivering.append((drawn, self._runtime.pool.submit(self._deliver, drawn)))
+        # Other threads end images and deliveries meanwhile: each is asked once.
+        still: list[Drawn] = []
+        for drawn in self._under_way:
+            if drawn.is_done:
+                self._delivering.append((drawn, self._runtime.pool.submit(self._deliver, drawn)))
+            else:
+                still.append(drawn)
+        self._under_way = still
         delivered = [pair for pair in self._delivering if pair[1].done()]
-        self._delivering = [pair for pair in self._delivering if not pair[1].done()]
+        self._delivering = [pair for pair in self._delivering if pair not in delivered]
         for drawn, future in delivered:
             if error := future.exception():
                 log.error("sample.undelivered", sample_id=drawn.plan.sample_id, exc_info=error)
@@ -91,11 +113,13 @@ class Drawing:
         """A request that cannot even start fails alone."""
         try:
             engine = self._runtime.device(plan.base).engine
-            if plan.adapter_digest and plan.adapter_key:
-                self._runtime.know(plan.adapter_digest, plan.adapter_key)
-            elif plan.spec.guidance == "domain":
-                raise DomainError("domain guidance needs an adapter", code="adapter_missing")
-            self._under_way.append(Drawn(plan, [engine.submit(request) for request in _requests(plan)]))
+            for adapter in plan.adapters:
+                self._runtime.know(adapter.digest, adapter.key)
+            images = [
+                engine.submit(request, self._shows(plan, index) if request.previews else None)
+                for index, request in enumerate(_requests(plan))
+            ]
+            self._under_way.append(Drawn(plan, images))
         except DomainError as error:
             self._fail(plan, error)
 
@@ -108,6 +132,14 @@ class Drawing:
             try:
                 sampled = [image.result() for image in drawn.images]
                 images = [self._store(plan, index, result) for index, result in enumerate(sampled)]
+            except Cancelled:
+                with self._services.database.write() as session:
+                    samples.stop(session, plan)
+                self._services.nudges.announce(plan.sample_id)
+                return
+            except DeadlineExceeded as error:
+                self._fail(plan, error)
+                return
             except Unavailable as error:
                 log.warning("sample.postponed", error=str(error))
                 self._postpone(plan, error)
@@ -122,18 +154,35 @@ class Drawing:
             log.info("sample.drawn", images=len(images), held=held, **stats)
 
     def _store(self, plan: SamplePlan, index: int, sampled: Sampled) -> dict[str, object]:
-        seed = plan.spec.seed + index
-        settings = {**plan.spec.to_json(), "seed": seed, "n": 1}
-        text = {
-            "Software": "DiffFit",
-            "base": plan.base,
-            "adapter": plan.adapter_digest or "",
-            "settings": json.dumps(settings),
-        }
-        data = encode_png(sampled.image, text)
         key = keys.image(plan.tenant_id, plan.sample_id, plan.attempt, index)
-        self._services.store.put(key, data, "image/png")
-        return {"key": key, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "seed": seed}
+        return {**self._put(plan, index, sampled.image, key), "seed": plan.spec.seed + index}
+
+    def _put(self, plan: SamplePlan, index: int, pixels: np.ndarray, key: str) -> dict[str, object]:
+        spec = plan.spec
+        data = encode(pixels, spec.output_format, spec.output_compression, _text(plan, index))
+        self._services.store.put(key, data, MEDIA_TYPES[spec.output_format])
+        return {"key": key, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+    def _shows(self, plan: SamplePlan, index: int) -> OnPreview:
+        """Called on the engine's thread: what is left to do goes to the pool."""
+
+        def show(step: int, pixels: np.ndarray) -> None:
+            self._runtime.pool.submit(self._show, plan, index, step, pixels)
+
+        return show
+
+    def _show(self, plan: SamplePlan, index: int, step: int, pixels: np.ndarray) -> None:
+        """A partial image that cannot be stored is not there; its request goes on."""
+        number = plan.spec.partial_steps.index(step)
+        key = keys.partial_image(plan.tenant_id, plan.sample_id, plan.attempt, index, number)
+        try:
+            stored = {**self._put(plan, index, pixels, key), "index": index, "number": number}
+            with self._services.database.write() as session:
+                samples.add_partial(session, plan, stored)
+        except (Unavailable, SQLAlchemyError) as error:
+            log.warning("sample.partial_lost", sample_id=plan.sample_id, error=str(error))
+            return
+        self._services.nudges.announce(nudges.news_of(plan.sample_id))
 
     def _postpone(self, plan: SamplePlan, error: Unavailable) -> None:
         """The store is away: again later, but not for ever."""
@@ -162,17 +211,41 @@ def _requests(plan: SamplePlan) -> list[SampleRequest]:
         SampleRequest(
             id=f"{plan.sample_id}/{plan.attempt}/{index}",
             tenant=plan.tenant_id,
-            adapter_digest=plan.adapter_digest,
-            label=spec.label,
             seed=spec.seed + index,
+            label=spec.label,
+            adapters=tuple(AdapterPart(part.digest, part.weight, part.label) for part in plan.adapters),
             steps=spec.steps,
             solver=spec.solver,
             guidance=spec.guidance,
             guidance_scale=spec.guidance_scale,
-            adapter_scale=spec.adapter_scale,
+            guidance_interval=spec.guidance_interval,
+            timeout=plan.seconds_left,
+            previews=spec.partial_steps,
         )
         for index in range(spec.n)
     ]
+
+
+def _text(plan: SamplePlan, index: int) -> dict[str, str]:
+    """What a PNG carries, so that its picture can be drawn again: the body of a request, and the adapters' digests."""
+    spec = plan.spec
+    parts = [{"model": part.model, "weight": part.weight} for part in spec.adapters]
+    if len(parts) == 1:
+        drawn_by = {"model": parts[0]["model"], "adapter_scale": parts[0]["weight"]}
+    else:
+        drawn_by = {"model": plan.base, **({"adapters": parts} if parts else {})}
+    again = {
+        **drawn_by,
+        "prompt": spec.class_name or "",
+        "seed": spec.seed + index,
+        "steps": spec.steps,
+        "solver": spec.solver,
+        "guidance": spec.guidance,
+        "guidance_scale": spec.guidance_scale,
+        "guidance_interval": spec.guidance_interval,
+    }
+    digests = [part.digest for part in plan.adapters]
+    return {"Software": "DiffFit", "request": json.dumps(again), "adapters": json.dumps(digests)}
 
 
 def _stats(sampled: list[Sampled]) -> dict[str, object]:

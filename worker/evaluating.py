@@ -22,7 +22,7 @@ from core.evaluations.service import EvaluationPlan
 from core.evaluations.spec import labels_to_draw
 from core.jobs import service as jobs
 from core.sampling.engine import Sampled
-from core.sampling.request import SampleRequest
+from core.sampling.request import AdapterPart, SampleRequest
 from core.storage import keys
 from core.storage.base import ObjectMissing
 from core.training.data import split
@@ -163,14 +163,13 @@ class Evaluating:
             request = SampleRequest(
                 id=f"{plan.evaluation_id}/{plan.attempt}/{work.next}",
                 tenant=plan.tenant_id,
-                adapter_digest=plan.adapter_digest,
-                label=work.labels[number],
+                label=None if plan.adapter_digest else work.labels[number],
+                adapters=_parts(plan.adapter_digest, work.labels[number], is_baseline),
                 seed=spec.seed + number,
                 steps=spec.steps,
                 solver=spec.solver,  # pyright: ignore[reportArgumentType]  # checked when it was asked for
                 guidance=spec.guidance,  # pyright: ignore[reportArgumentType]
                 guidance_scale=spec.guidance_scale,
-                adapter_scale=0.0 if is_baseline else 1.0,
             )
             self._waiting.append(engine.submit(request))
             work.next += 1
@@ -276,3 +275,8 @@ def _moved(before: Report, after: Report) -> float | None:
     if before.kernel.value <= 0:
         return None
     return round(1 - after.kernel.value / before.kernel.value, 4)
+
+
+def _parts(digest: str | None, label: int, is_baseline: bool) -> tuple[AdapterPart, ...]:
+    """At weight 0 an adapter is what it was before training."""
+    return (AdapterPart(digest, 0.0 if is_baseline else 1.0, label),) if digest else ()

@@ -1,4 +1,4 @@
-"""Arrays to files: PNG with what it takes to draw the picture again, and strips of previews."""
+"""Arrays to files: pictures with what it takes to draw them again, and strips of previews."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from core.samples.spec import Format
 
 
 def encode_png(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
@@ -15,6 +17,15 @@ def encode_png(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> byt
         info.add_itxt(key, value)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def encode(pixels: np.ndarray, image_format: Format, compression: int, text: Mapping[str, str]) -> bytes:
+    """(h, w, 3) uint8 as a file; `compression` is the quality of JPEG and WebP, which carry no text."""
+    if image_format == "png":
+        return encode_png(pixels, text)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, image_format.upper(), quality=compression)
     return buffer.getvalue()
 
 

@@ -22,6 +22,7 @@ from core.diffusion.families import load_base
 from core.diffusion.layout import AdapterLayout
 from core.errors import DomainError, Unavailable
 from core.jobs.service import Plan
+from core.models import Adapter as AdapterRow
 from core.sampling.engine import Engine
 from core.training.data import TrainingData, prepare
 from worker.services import Services, get_services
@@ -74,10 +75,26 @@ class Runtime:
                 slots=settings.bank_slots,
                 max_rows=settings.max_batch_rows,
                 load_adapter=functools.partial(self._load_adapter, base.fingerprint),
+                host_bytes=settings.adapter_host_bytes,
+                buckets=settings.row_buckets,
+                pinned=self._pinned(base),
             )
             self._devices[model] = Device(base, layout, engine)
             log.info("base.loaded", model=model, fingerprint=base.fingerprint, device=str(base.device))
         return self._devices[model]
+
+    def _pinned(self, base: Base) -> list[str]:
+        """Digests of the adapters on this base that the settings name; what cannot be had is left out and logged."""
+        found: list[str] = []
+        with self.services.database.read() as session:
+            for adapter_id in self.services.settings.pinned_adapters:
+                row = session.get(AdapterRow, adapter_id)
+                if row is None or row.deleted_at is not None:
+                    log.warning("adapter.not_pinned", adapter_id=adapter_id)
+                elif row.base_fingerprint == base.fingerprint:
+                    self.know(row.sha256, row.object_key)
+                    found.append(row.sha256)
+        return found
 
     def engines(self) -> list[Engine]:
         return [device.engine for device in self._devices.values()]

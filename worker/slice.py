@@ -22,7 +22,7 @@ from core.jobs.service import Plan, Standing
 from core.models import Adapter as AdapterRow
 from core.models import Tenant
 from core.sampling.engine import Sampled
-from core.sampling.request import SampleRequest
+from core.sampling.request import AdapterPart, SampleRequest
 from core.storage import keys
 from core.storage.base import ObjectMissing
 from core.training import checkpoint
@@ -241,8 +241,7 @@ class Slice:
                 SampleRequest(
                     id=f"{digest}/{label}",
                     tenant=self.plan.tenant_id,
-                    adapter_digest=digest,
-                    label=label,
+                    adapters=(AdapterPart(digest, 1.0, label),),
                     seed=_PREVIEW_SEED + label,
                     steps=spec.preview_steps,
                     guidance="domain",  # as requests for images of an adapter are drawn by default
@@ -258,7 +257,8 @@ class Slice:
     def _harvest_previews(self, run: _Run, wait: bool = False) -> None:
         """Store what is drawn. A preview that fails costs a preview, not the job."""
         while wait and any(not future.done() for _, futures in self._previews for future in futures):
-            self._device.engine.step()
+            if not self._device.engine.step():
+                self._device.engine.wait(0.01)
         done = [item for item in self._previews if all(future.done() for future in item[1])]
         self._previews = [item for item in self._previews if item not in done]
         for step, futures in done:

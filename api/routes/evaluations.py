@@ -17,6 +17,7 @@ from core.evaluations.repository import EvaluationRepository
 from core.evaluations.spec import resolve
 from core.models import Evaluation, Job
 from core.samples import spec as sample_spec
+from core.samples.spec import Asked
 
 router = APIRouter(prefix="/v1/evaluations", tags=["evaluations"])
 
@@ -75,20 +76,14 @@ def cancel_evaluation(
 def _create(catalog: Catalog, session: Session, tenant_id: str, body: EvaluationCreate, max_queued: int) -> Evaluation:
     base, adapter = named_model(catalog, session, tenant_id, body.model)
     dataset = DatasetRepository(session, tenant_id).get(body.file, pointer="/file", lock=True)
-    drawn = sample_spec.resolve(
-        base,
-        adapter,
-        prompt=None,
-        n=1,
-        size=None,
+    asked = Asked(
         seed=body.seed or 0,
         steps=body.steps,
         solver=body.solver,
         guidance=body.guidance,
         guidance_scale=body.guidance_scale,
-        adapter_scale=None,
-        max_n=1,
     )
+    drawn = sample_spec.resolve(base, [] if adapter is None else [(adapter, 1.0)], asked, max_n=1)
     job = session.get(Job, adapter.job_id) if adapter is not None and adapter.job_id else None
     spec = resolve(dataset, adapter, job, drawn, images=body.images, baseline=body.baseline)
     return evaluations.create_evaluation(session, tenant_id, base, adapter, dataset, spec, max_queued)

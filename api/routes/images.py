@@ -1,16 +1,19 @@
 """Images, OpenAI's shape: a row in the queue, drawn by a device worker in whatever batch is running."""
 
+import asyncio
 import base64
-from typing import Any
+from typing import Any, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from sqlalchemy.orm import Session
 
 from api.content import Stored, object_reply
-from api.deps import CatalogDep, ReadSessionDep, ServicesDep, TenantDep, committed, public_url
-from api.errors import StillDrawing
+from api.deps import CatalogDep, ReadSessionDep, ServicesDep, SessionDep, TenantDep, committed, public_url
+from api.errors import StillDrawing, TimedOut
+from api.events import EVENT_STREAM
+from api.image_stream import give_up, image_stream
 from api.once import REPLAYED, Once, OnceDep
 from api.schemas.base import problems
 from api.schemas.images import GenerationRead, ImageCreate, ImageRead, ImagesRead
@@ -23,11 +26,14 @@ from core.errors import Conflict, DomainError, Invalid, NotFound, Unavailable
 from core.models import Adapter, Sample
 from core.samples import service as samples
 from core.samples.repository import SampleRepository
-from core.samples.spec import resolve
+from core.samples.spec import MEDIA_TYPES, Format, resolve
 from core.storage.base import ObjectMissing
 
 router = APIRouter(prefix="/v1/images/generations", tags=["images"])
 
+Outcome = Literal["ended", "gone", "late"]
+
+_GRACE_SECONDS = 1.0  # the worker says by itself what came too late
 _REFUSED = frozenset({"invalid", "unknown_class", "unknown_model", "adapter_incompatible"})
 
 
@@ -46,7 +52,11 @@ async def create_image(
     once: OnceDep,
     catalog: CatalogDep,
 ) -> Response:
-    """Waits for the images. `Prefer: respond-async` answers 202 at once, with a Location to look at."""
+    """Waits for the images. `Prefer: respond-async` answers 202 at once, with a Location to look at.
+
+    With `stream` the reply is server-sent events. A caller who hangs up has cancelled, unless an `Idempotency-Key` says
+    that it may come back.
+    """
     sample_id, is_new = await to_thread.run_sync(_create, services, catalog, body, once)
     headers = {} if is_new else dict(REPLAYED)
     location = f"{router.prefix}/{sample_id}"
@@ -55,8 +65,18 @@ async def create_image(
         read = await to_thread.run_sync(_generation, services, request, caller.tenant_id, sample_id)
         headers |= {"Location": location, "Preference-Applied": "respond-async"}
         return JSONResponse(read.model_dump(mode="json"), 202, headers=headers)
+    keeps = once.key is not None
+    if body.stream:
+        stream = image_stream(services, caller.tenant_id, sample_id, keeps)
+        headers |= {"X-Accel-Buffering": "no", "Cache-Control": "no-store"}
+        return StreamingResponse(stream, media_type=EVENT_STREAM, headers=headers)
     seconds = services.settings.image_wait_seconds
-    if not await services.watch.wait(sample_id, seconds):
+    if body.timeout is not None:
+        seconds = min(seconds, body.timeout + _GRACE_SECONDS)
+    outcome = await _wait(services, request, sample_id, seconds)
+    if outcome == "gone" and not keeps:
+        await to_thread.run_sync(give_up, services, caller.tenant_id, sample_id)
+    if outcome != "ended" and not await to_thread.run_sync(_expired, services, sample_id):
         raise StillDrawing(f"{sample_id} is not drawn after {seconds:g} s; it goes on: GET {location}", location)
     as_url = body.response_format == "url"
     images = await to_thread.run_sync(_images, services, request, caller.tenant_id, sample_id, as_url)
@@ -70,12 +90,30 @@ def get_image_generation(
     return _as_generation(services, request, SampleRepository(session, caller.tenant_id).get(generation_id))
 
 
+@router.post(
+    "/{generation_id}/cancel",
+    response_model=GenerationRead,
+    responses=problems(404, 409),
+    summary="Cancel a request for images",
+)
+def cancel_image_generation(
+    generation_id: str, request: Request, services: ServicesDep, session: SessionDep, caller: TenantDep, once: OnceDep
+) -> JSONResponse:
+    """Its rows are free again at the next denoising step. One that has ended answers 409."""
+
+    def cancel() -> GenerationRead:
+        row = samples.cancel(session, SampleRepository(session, caller.tenant_id).get(generation_id))
+        return _as_generation(services, request, row)
+
+    return once.reply(session, cancel)
+
+
 @router.head("/{generation_id}/images/{index}", include_in_schema=False)
 @router.get(
     "/{generation_id}/images/{index}",
     response_class=Response,
-    responses={200: {"content": {"image/png": {}}}, **problems(404, 410)},
-    summary="An image as PNG",
+    responses={200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}}, **problems(404, 410)},
+    summary="An image",
 )
 def get_image(generation_id: str, index: str, request: Request, services: ServicesDep, caller: TenantDep) -> Response:
     with services.database.read() as session:
@@ -84,7 +122,8 @@ def get_image(generation_id: str, index: str, request: Request, services: Servic
     if index not in [str(number) for number in range(len(images))]:
         raise NotFound(f"image generation {generation_id} has no image {index}")
     image = images[int(index)]
-    stored = Stored(image["key"], image["sha256"], image["bytes"], f"{row.id}-{index}.png", "image/png")
+    kind: Format = row.request["output_format"]
+    stored = Stored(image["key"], image["sha256"], image["bytes"], f"{row.id}-{index}.{kind}", MEDIA_TYPES[kind])
     return object_reply(request, services.store, stored)
 
 
@@ -98,38 +137,77 @@ def _create(services: Services, catalog: Catalog, body: ImageCreate, once: Once)
 
 
 def _queue(services: Services, catalog: Catalog, session: Session, body: ImageCreate, once: Once) -> Sample:
-    base, adapter = named_model(catalog, session, once.tenant_id, body.model)
-    spec = resolve(
-        base,
-        adapter,
-        prompt=body.prompt,
-        n=body.n or 1,
-        size=body.size,
-        seed=body.seed,
-        steps=body.steps,
-        solver=body.solver,
-        guidance=body.guidance,
-        guidance_scale=body.guidance_scale,
-        adapter_scale=body.adapter_scale,
-        max_n=services.settings.max_images_per_request,
+    base, parts = _parts(catalog, session, once.tenant_id, body)
+    settings = services.settings
+    spec = resolve(base, parts, body.asked, settings.max_images_per_request)
+    return samples.create_sample(
+        session, once.tenant_id, base, spec, settings.max_queued_samples, settings.max_waiting_samples
     )
-    return samples.create_sample(session, once.tenant_id, base, adapter, spec, services.settings.max_queued_samples)
 
 
-def named_model(catalog: Catalog, session: Session, tenant_id: str, name: str) -> tuple[BaseSummary, Adapter | None]:
+def _parts(
+    catalog: Catalog, session: Session, tenant_id: str, body: ImageCreate
+) -> tuple[BaseSummary, list[tuple[Adapter, float]]]:
+    """The base and the adapters on it, each with its weight."""
+    base, adapter = named_model(catalog, session, tenant_id, body.model)
+    if body.adapters is None:
+        return base, [] if adapter is None else [(adapter, 1.0 if body.adapter_scale is None else body.adapter_scale)]
+    if adapter is not None:
+        raise Invalid(f"with adapters, model is their base: {base.name}", pointer="/model")
+    parts: list[tuple[Adapter, float]] = []
+    for number, part in enumerate(body.adapters):
+        pointer = f"/adapters/{number}/model"
+        its_base, adapter = named_model(catalog, session, tenant_id, part.model, pointer)
+        if adapter is None:
+            raise Invalid(f"{part.model} is a base: name tuned models to mix", pointer=pointer)
+        if its_base.name != base.name:
+            raise Invalid(f"{part.model} is made for {its_base.name}, not for {base.name}", pointer=pointer)
+        parts.append((adapter, part.weight))
+    return base, parts
+
+
+def named_model(
+    catalog: Catalog, session: Session, tenant_id: str, name: str, pointer: str = "/model"
+) -> tuple[BaseSummary, Adapter | None]:
     """A base, or an adapter of the tenant's own on its base. Raises NotFound, Invalid or Conflict."""
     if not name.startswith("ft:"):
         return catalog.get(name), None
     adapter = AdapterRepository(session, tenant_id).find_model(name)
     if adapter is None:
-        raise NotFound(f"no model {name}", code="model_not_found", pointer="/model")
+        raise NotFound(f"no model {name}", code="model_not_found", pointer=pointer)
     if adapter.base not in catalog.names() or catalog.get(adapter.base).fingerprint != adapter.base_fingerprint:
         raise Conflict(
             f"this model was made for another {adapter.base} than the one that this service has now",
             code="base_changed",
-            pointer="/model",
+            pointer=pointer,
         )
     return catalog.get(adapter.base), adapter
+
+
+async def _wait(services: Services, request: Request, sample_id: str, seconds: float) -> Outcome:
+    """Until the request has ended, its caller has hung up, or the time is over."""
+    ended = asyncio.create_task(services.watch.wait(sample_id, seconds))
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            return "ended" if ended.result() else "late"
+        return "gone"
+    finally:
+        ended.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _expired(services: Services, sample_id: str) -> bool:
+    """Give up what is past its deadline; whether that was so."""
+    with services.database.write() as session:
+        samples.expire(session)
+        return bool(samples.list_ended(session, [sample_id]))
 
 
 def _images(services: Services, request: Request, tenant_id: str, sample_id: str, as_url: bool) -> ImagesRead:
@@ -168,9 +246,11 @@ def _kept(row: Sample) -> list[dict[str, Any]]:
 
 
 def _trouble(row: Sample) -> DomainError:
-    """Why nothing was drawn: the caller's doing is 422, ours is 503."""
+    """Why nothing was drawn: the caller's doing is 4xx, a timeout 504, ours 503."""
     error = row.error or {"code": "cancelled", "message": "the request was cancelled", "param": None}
-    if error["code"] in _REFUSED:
-        pointer = f"/{error['param']}" if error.get("param") else None
-        return Invalid(error["message"], code=error["code"], pointer=pointer)
-    return Unavailable(error["message"], code=error["code"])
+    code, message = error["code"], error["message"]
+    if code in _REFUSED:
+        return Invalid(message, code=code, pointer=f"/{error['param']}" if error.get("param") else None)
+    if code == "deadline_exceeded":
+        return TimedOut(message)
+    return Conflict(message, code=code) if code == "cancelled" else Unavailable(message, code=code)

@@ -1,20 +1,40 @@
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from api.schemas.base import Body, Text
 from api.schemas.jobs import JobError
 from core.clock import to_unix
 from core.models import Sample
-from core.sampling.request import MAX_ADAPTER_SCALE, MAX_GUIDANCE_SCALE, MAX_SEED, MAX_STEPS, Guidance, Solver
+from core.samples.spec import Asked, Format
+from core.sampling.request import (
+    MAX_ADAPTER_SCALE,
+    MAX_GUIDANCE_SCALE,
+    MAX_PARTS,
+    MAX_SEED,
+    MAX_STEPS,
+    MAX_TIMEOUT,
+    Guidance,
+    Solver,
+)
 
 MAX_IMAGES = 1_000  # the settings' own limit is lower and named in its refusal
+
+
+MAX_PARTIAL_IMAGES = 3  # as OpenAI has it
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class AdapterWeight(Body):
+    model: Annotated[Text, Field(min_length=1, max_length=300, description="Your own `ft:…` of the same base.")]
+    weight: Annotated[float, Field(ge=-MAX_ADAPTER_SCALE, le=MAX_ADAPTER_SCALE)] = 1.0
 
 
 class ImageCreate(Body):
     """OpenAI's image request, and what a diffusion model can be asked besides.
 
-    OpenAI's other parameters are taken where they ask for what is done anyway (`output_format: png`), else refused.
+    OpenAI's other parameters are taken where they ask for what is done anyway (`background: opaque`), else refused.
     """
 
     model: Annotated[Text, Field(min_length=1, max_length=300, description="A base's name or your own `ft:…`.")]
@@ -33,15 +53,57 @@ class ImageCreate(Body):
     adapter_scale: Annotated[float, Field(ge=-MAX_ADAPTER_SCALE, le=MAX_ADAPTER_SCALE)] | None = Field(
         None, description="0 is the base, 1 the adapter."
     )
+    adapters: Annotated[list[AdapterWeight], Field(min_length=1, max_length=MAX_PARTS)] | None = Field(
+        None, description="Adapters to add up, each with its weight; `model` is then their base."
+    )
+    guidance_interval: tuple[Share, Share] | None = Field(
+        None,
+        description="[low, high]: the shares of noise between which guidance is computed; outside it costs nothing.",
+    )
+    timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT)] | None = Field(
+        None, description="Seconds after which the request is given up."
+    )
     response_format: Literal["b64_json", "url"] | None = "b64_json"
 
     user: Annotated[Text, Field(max_length=512)] | None = Field(None, description="Taken and not kept.")
-    output_format: Literal["png"] | None = None
-    output_compression: Literal[100] | None = None
+    output_format: Format | None = None
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        None, description="Quality of jpeg and webp. Left out: 100."
+    )
     background: Literal["auto", "opaque"] | None = None
     quality: Literal["auto", "standard"] | None = None
-    stream: Literal[False] | None = None
-    partial_images: Literal[0] | None = None
+    stream: bool | None = Field(None, description="Server-sent events: partial images, then the images.")
+    partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] | None = Field(
+        None, description="Of each image, with `stream`: what is expected after a part of the steps."
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.partial_images and not self.stream:
+            raise ValueError("partial_images needs stream: true")
+        if self.stream and self.response_format == "url":
+            raise ValueError("a stream carries b64_json: leave response_format out")
+        if self.adapters and self.adapter_scale is not None:
+            raise ValueError("adapter_scale is for one adapter: give each of adapters its weight")
+        return self
+
+    @property
+    def asked(self) -> Asked:
+        return Asked(
+            prompt=self.prompt,
+            n=self.n or 1,
+            size=self.size,
+            seed=self.seed,
+            steps=self.steps,
+            solver=self.solver,
+            guidance=self.guidance,
+            guidance_scale=self.guidance_scale,
+            guidance_interval=self.guidance_interval,
+            timeout=self.timeout,
+            output_format=self.output_format,
+            output_compression=self.output_compression,
+            partial_images=self.partial_images or 0,
+        )
 
 
 class ImageRead(BaseModel):
@@ -56,7 +118,7 @@ class ImagesRead(BaseModel):
 
     created: int
     data: list[ImageRead]
-    output_format: Literal["png"] = "png"
+    output_format: Format
     size: str
     id: str
     model: str
@@ -67,6 +129,7 @@ class ImagesRead(BaseModel):
         return cls(
             created=to_unix(row.finished_at) or 0,
             data=data,
+            output_format=row.request["output_format"],
             size=_size(row),
             id=row.id,
             model=row.model,

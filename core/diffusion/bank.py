@@ -74,8 +74,13 @@ class AdapterBank:
         rows = self.theta[slots.to(self.device)]
         return rows if scale is None else rows * scale.to(self.device)[:, None]
 
-    def class_rows(self, slots: Tensor, labels: Tensor, scale: Tensor | None = None) -> Tensor:
-        """(B, H): start row plus difference, of class `labels` (B,) of each slot; label -1 is its null row."""
+    def class_rows(
+        self, slots: Tensor, labels: Tensor, scale: Tensor | None = None, share: Tensor | None = None
+    ) -> Tensor:
+        """(B, H): start row plus difference, of class `labels` (B,) of each slot; label -1 is its null row.
+
+        `scale` (B,) is the difference's strength, `share` (B,) the start row's, for rows that are added up.
+        """
         where: list[int] = []
         for slot, label in zip(slots.tolist(), labels.tolist(), strict=True):
             span = self._spans[slot]
@@ -86,7 +91,8 @@ class AdapterBank:
         delta = self._delta[index]
         if scale is not None:
             delta = delta * scale.to(self.device)[:, None]
-        return self.base.class_starts(self._start[index]) + delta
+        start = self.base.class_starts(self._start[index])
+        return (start if share is None else start * share.to(self.device)[:, None]) + delta
 
     def nbytes(self, adapter: Adapter) -> int:
         """Device bytes of an adapter's share."""

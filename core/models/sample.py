@@ -27,6 +27,9 @@ class Sample(Base, Leased):
     request: Mapped[dict[str, Any]]  # core.samples.spec.SampleSpec
     status: Mapped[str] = mapped_column(default="queued")  # queued | running | succeeded | failed | cancelled
     images: Mapped[list[Any] | None] = mapped_column(default=None)  # [{"key", "sha256", "bytes", "seed"}]
+    partials: Mapped[list[Any]] = mapped_column(default=list)  # [{"key", "index", "number"}] while it is running
+    cancel_requested: Mapped[bool] = mapped_column(default=False)
+    deadline: Mapped[datetime | None] = mapped_column(default=None)
     stats: Mapped[dict[str, Any] | None] = mapped_column(default=None)
     error: Mapped[dict[str, Any] | None] = mapped_column(default=None)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)

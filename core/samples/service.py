@@ -1,5 +1,6 @@
 """Requests for images: queued in the database, drawn by whichever worker claims them first."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,7 +13,7 @@ from core import outbox
 from core.bases import Catalog
 from core.db.session import now
 from core.diffusion.catalog import BaseSummary
-from core.errors import OverQuota
+from core.errors import Conflict, OverQuota, Unavailable
 from core.models import Adapter, Sample, Tenant
 from core.samples.spec import SampleSpec
 
@@ -20,35 +21,63 @@ _WAITING = ("queued", "running")
 
 
 @dataclass(frozen=True)
+class PlannedAdapter:
+    """`digest` pins the bytes, which lie under `key`."""
+
+    digest: str
+    key: str
+    weight: float
+    label: int | None
+
+
+@dataclass(frozen=True)
 class SamplePlan:
-    """One claim of one request; `adapter_digest` pins the bytes that it started with."""
+    """One claim of one request."""
 
     sample_id: str
     tenant_id: str
     attempt: int
     base: str
     spec: SampleSpec
-    adapter_key: str | None
-    adapter_digest: str | None
+    adapters: tuple[PlannedAdapter, ...]
+    seconds_left: float | None  # until its deadline
+
+
+class QueueFull(Unavailable):
+    """More requests wait, of all tenants together, than the service takes."""
+
+    code = "queue_full"
 
 
 def create_sample(
-    session: Session, tenant_id: str, base: BaseSummary, adapter: Adapter | None, spec: SampleSpec, max_queued: int
+    session: Session,
+    tenant_id: str,
+    base: BaseSummary,
+    spec: SampleSpec,
+    max_queued: int,
+    max_waiting: int | None = None,
 ) -> Sample:
-    """Queue a request. Raises OverQuota."""
+    """Queue a request; `max_queued` bounds the tenant's, `max_waiting` everybody's. Raises OverQuota, QueueFull."""
+    if max_waiting is not None:
+        all_waiting = session.scalar(select(func.count()).select_from(Sample).where(Sample.status == "queued")) or 0
+        if all_waiting >= max_waiting:
+            raise QueueFull(f"{all_waiting} requests wait already: ask again")
     # Locked, so that two requests at once cannot both be the last that fits.
     session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True))
     mine = select(func.count()).select_from(Sample)
     waiting = session.scalar(mine.where(Sample.tenant_id == tenant_id, Sample.status.in_(_WAITING))) or 0
     if waiting >= max_queued:
         raise OverQuota(f"{waiting} image requests are unfinished: wait for some", retry_after_seconds=5)
+    alone = spec.adapters[0] if len(spec.adapters) == 1 else None
     sample = Sample(
         tenant_id=tenant_id,
-        model=adapter.model if adapter else base.name,
+        model=alone.model if alone else base.name,
         base=base.name,
-        adapter_id=adapter.id if adapter else None,
+        adapter_id=alone.adapter_id if alone else None,
         request=spec.to_json(),
     )
+    if spec.timeout is not None:
+        sample.deadline = now(session) + timedelta(seconds=spec.timeout)
     session.add(sample)
     session.flush()
     outbox.put(session, "sample.draw", sample_id=sample.id)
@@ -57,6 +86,7 @@ def create_sample(
 
 def claim(session: Session, worker: str, lease_seconds: float, catalog: Catalog, limit: int) -> list[SamplePlan]:
     """Up to `limit` waiting requests: every tenant's oldest first, then every tenant's second, and so on."""
+    expire(session)
     moment = now(session)
     turn = func.row_number().over(partition_by=Sample.tenant_id, order_by=(Sample.created_at, Sample.id)).label("turn")
     waiting = (Sample.status == "queued", Sample.base.in_(catalog.names()))
@@ -78,11 +108,34 @@ def claim(session: Session, worker: str, lease_seconds: float, catalog: Catalog,
         .returning(Sample)
     )
     rows = list(session.scalars(taken))
-    adapters = {
-        row.id: row for row in session.scalars(select(Adapter).where(Adapter.id.in_([r.adapter_id for r in rows])))
-    }
     rows.sort(key=lambda row: chosen.index(row.id))
-    return [_plan(row, adapters.get(row.adapter_id or "")) for row in rows]
+    return _plans(session, rows)
+
+
+def expire(session: Session) -> list[str]:
+    """Give up what waits still and has no time left; the ids."""
+    late = update(Sample).where(Sample.status == "queued", Sample.deadline < now(session))
+    error = {"code": "deadline_exceeded", "message": "its turn did not come within its timeout", "param": "timeout"}
+    ended = late.values(status="failed", error=error, finished_at=now(session)).returning(Sample.id)
+    return list(session.scalars(ended))
+
+
+def cancel(session: Session, sample: Sample) -> Sample:
+    """At once where no worker holds it, else before its next step. Raises Conflict for one that has ended."""
+    own = update(Sample).where(Sample.id == sample.id)
+    ended = {"status": "cancelled", "finished_at": now(session)}
+    if not _wrote(session, own.where(Sample.status == "queued").values(**ended)) and not _wrote(
+        session, own.where(Sample.status == "running").values(cancel_requested=True)
+    ):
+        session.refresh(sample)
+        raise Conflict(f"image generation {sample.id} is {sample.status} already", code="generation_ended")
+    session.refresh(sample)
+    return sample
+
+
+def list_cancelled(session: Session, sample_ids: Sequence[str]) -> list[str]:
+    """Which of these a worker should stop."""
+    return list(session.scalars(select(Sample.id).where(Sample.id.in_(sample_ids), Sample.cancel_requested)))
 
 
 def is_waiting(session: Session, catalog: Catalog) -> bool:
@@ -95,6 +148,22 @@ def extend(session: Session, plans: list[SamplePlan], lease_seconds: float) -> N
     until = now(session) + timedelta(seconds=lease_seconds)
     for plan in plans:
         session.execute(_held(plan).values(lease_until=until))
+
+
+def add_partial(session: Session, plan: SamplePlan, partial: dict[str, Any]) -> bool:
+    """A picture on its way, for who watches. False: another attempt has taken over."""
+    held = (Sample.id == plan.sample_id, Sample.status == "running", Sample.attempt == plan.attempt)
+    row = session.scalar(select(Sample).where(*held).with_for_update())
+    if row is None:
+        return False
+    row.partials = [*row.partials, partial]
+    return True
+
+
+def stop(session: Session, plan: SamplePlan) -> bool:
+    """Carry out a cancel."""
+    values = {"status": "cancelled", "finished_at": now(session), "lease_until": None}
+    return _wrote(session, _held(plan).values(**values))
 
 
 def finish(session: Session, plan: SamplePlan, images: list[dict[str, Any]], stats: dict[str, Any]) -> bool:
@@ -111,7 +180,7 @@ def fail(session: Session, plan: SamplePlan, *, code: str, message: str, param: 
 
 def release(session: Session, plan: SamplePlan) -> bool:
     """Back to the queue: the worker shuts down or its store does not answer."""
-    if not _wrote(session, _held(plan).values(status="queued", lease_until=None)):
+    if not _wrote(session, _held(plan).values(status="queued", lease_until=None, partials=[])):
         return False
     outbox.put(session, "sample.draw", sample_id=plan.sample_id)
     return True
@@ -119,13 +188,16 @@ def release(session: Session, plan: SamplePlan) -> bool:
 
 def sweep(session: Session, max_attempts: int) -> bool:
     """Take back requests whose lease ran out. True when any request waits for a worker."""
+    expire(session)
     lost = select(Sample).where(Sample.status == "running", Sample.lease_until < now(session))
     lost = lost.with_for_update(skip_locked=True).execution_options(populate_existing=True)
     for sample in session.scalars(lost).all():
         sample.crashes += 1
         session.flush()
-        plan = _plan(sample, None)
-        if sample.crashes >= max_attempts:
+        [plan] = _plans(session, [sample])
+        if sample.cancel_requested:
+            stop(session, plan)
+        elif sample.crashes >= max_attempts:
             fail(session, plan, code="crashed", message=f"given up after {sample.crashes} crashes")
         else:
             release(session, plan)
@@ -144,16 +216,28 @@ def list_expired(session: Session, keep: timedelta, limit: int = 100) -> list[Sa
     return list(session.scalars(select(Sample).where(*ended).limit(limit)))
 
 
-def _plan(sample: Sample, adapter: Adapter | None) -> SamplePlan:
-    return SamplePlan(
-        sample_id=sample.id,
-        tenant_id=sample.tenant_id,
-        attempt=sample.attempt,
-        base=sample.base,
-        spec=SampleSpec.from_json(sample.request),
-        adapter_key=adapter.object_key if adapter else None,
-        adapter_digest=adapter.sha256 if adapter else None,
-    )
+def _plans(session: Session, rows: Sequence[Sample]) -> list[SamplePlan]:
+    specs = [SampleSpec.from_json(row.request) for row in rows]
+    named = {part.adapter_id for spec in specs for part in spec.adapters}
+    adapters = {row.id: row for row in session.scalars(select(Adapter).where(Adapter.id.in_(named)))} if named else {}
+    moment = now(session)
+    return [
+        SamplePlan(
+            sample_id=row.id,
+            tenant_id=row.tenant_id,
+            attempt=row.attempt,
+            base=row.base,
+            spec=spec,
+            adapters=tuple(
+                PlannedAdapter(
+                    adapters[part.adapter_id].sha256, adapters[part.adapter_id].object_key, part.weight, part.label
+                )
+                for part in spec.adapters
+            ),
+            seconds_left=None if row.deadline is None else max(0.0, (row.deadline - moment).total_seconds()),
+        )
+        for row, spec in zip(rows, specs, strict=True)
+    ]
 
 
 def _held(plan: SamplePlan) -> Update:

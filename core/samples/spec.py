@@ -1,20 +1,34 @@
 """What a request for images asks for, checked once and kept as it is."""
 
 import secrets
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Self
 
 from core.diffusion.catalog import BaseSummary
 from core.errors import Invalid
 from core.models import Adapter
-from core.sampling.request import DEFAULT_SOLVER, DEFAULT_STEPS, Guidance, Solver
+from core.sampling.request import DEFAULT_SOLVER, DEFAULT_STEPS, MAX_PARTS, Guidance, Solver
+
+Format = Literal["png", "webp", "jpeg"]
+MEDIA_TYPES: dict[Format, str] = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """One adapter of a request, by id: its bytes never change, whatever its model's name comes to mean."""
+
+    adapter_id: str
+    model: str
+    weight: float
+    label: int | None  # class index of the adapter
 
 
 @dataclass(frozen=True)
 class SampleSpec:
     """Image i of n is drawn from `seed + i`, so that each can be made again alone."""
 
-    label: int | None  # class index of the adapter (or of the base); None draws without a class
+    label: int | None  # class index of the base; None with adapters, and where no class is drawn
     class_name: str | None
     n: int
     size: int  # pixels
@@ -23,58 +37,96 @@ class SampleSpec:
     solver: Solver
     guidance: Guidance
     guidance_scale: float
-    adapter_scale: float
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    adapters: tuple[PartSpec, ...] = ()
+    timeout: float | None = None  # seconds from the request's arrival
+    output_format: Format = "png"
+    output_compression: int = 100
+    partial_images: int = 0
+
+    @property
+    def partial_steps(self) -> tuple[int, ...]:
+        """Steps after which a partial image is shown, evenly spaced; fewer than asked for where steps are few."""
+        count = self.partial_images + 1
+        steps = {self.steps * number // count for number in range(1, count)}
+        return tuple(sorted(steps - {0, self.steps}))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        return cls(**data)
+        low, high = data["guidance_interval"]
+        parts = tuple(PartSpec(**part) for part in data["adapters"])
+        return cls(**{**data, "guidance_interval": (low, high), "adapters": parts})
 
     @classmethod
     def default(cls, guidance: Guidance, seed: int) -> Self:
         """One picture of the base's size without a class, as drawn where nothing is asked."""
         scale = _DEFAULT_SCALE[guidance]
-        return cls(None, None, 1, 0, seed, DEFAULT_STEPS, DEFAULT_SOLVER, guidance, scale, 1.0)
+        return cls(None, None, 1, 0, seed, DEFAULT_STEPS, DEFAULT_SOLVER, guidance, scale)
 
 
-def resolve(
-    base: BaseSummary,
-    adapter: Adapter | None,
-    *,
-    prompt: str | None,
-    n: int,
-    size: str | None,
-    seed: int | None,
-    steps: int | None,
-    solver: Solver | None,
-    guidance: Guidance | None,
-    guidance_scale: float | None,
-    adapter_scale: float | None,
-    max_n: int,
-) -> SampleSpec:
-    """Fill in the defaults, or say which field cannot be. Raises Invalid."""
-    names = [str(name) for name in adapter.classes] if adapter else list(base.id2label.values())
-    if n > max_n:
-        raise Invalid(f"n is {n}: at most {max_n} images a request", pointer="/n")
-    if adapter is None and guidance == "domain":
+@dataclass(frozen=True)
+class Asked:
+    """What a caller may leave out."""
+
+    prompt: str | None = None
+    n: int = 1
+    size: str | None = None
+    seed: int | None = None
+    steps: int | None = None
+    solver: Solver | None = None
+    guidance: Guidance | None = None
+    guidance_scale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+    timeout: float | None = None
+    output_format: Format | None = None
+    output_compression: int | None = None
+    partial_images: int = 0
+
+
+def resolve(base: BaseSummary, parts: Sequence[tuple[Adapter, float]], asked: Asked, max_n: int) -> SampleSpec:
+    """Fill in the defaults, or say which field cannot be; `parts` are adapters and their weights. Raises Invalid."""
+    if asked.n > max_n:
+        raise Invalid(f"n is {asked.n}: at most {max_n} images a request", pointer="/n")
+    if len(parts) > MAX_PARTS:
+        raise Invalid(f"adapters has {len(parts)}: at most {MAX_PARTS} may be mixed", pointer="/adapters")
+    if not parts and asked.guidance == "domain":
         raise Invalid("domain guidance needs an adapter: name a tuned model, or use cfg", pointer="/guidance")
-    if solver == "euler" and base.prediction != "flow":
+    if asked.solver == "euler" and base.prediction != "flow":
         raise Invalid("euler draws from flow bases alone: use dpm++ or ddim", pointer="/solver")
-    chosen = guidance or ("domain" if adapter else "cfg")
-    return SampleSpec(
-        label=_label(prompt, names),
-        class_name=_named(prompt),
-        n=n,
-        size=_size(size, base.image_size),
-        seed=secrets.randbelow(2**31) if seed is None else seed,
-        steps=DEFAULT_STEPS if steps is None else steps,
-        solver=solver or DEFAULT_SOLVER,
+    low, high = asked.guidance_interval or (0.0, 1.0)
+    if low > high:
+        raise Invalid("guidance_interval must be [low, high] with low at most high", pointer="/guidance_interval")
+    output_format = asked.output_format or "png"
+    if output_format == "png" and asked.output_compression not in (None, 100):
+        raise Invalid("output_compression is for jpeg and webp: a png loses nothing", pointer="/output_compression")
+    chosen = asked.guidance or ("domain" if parts else "cfg")
+    spec = SampleSpec(
+        label=None,
+        class_name=_named(asked.prompt),
+        n=asked.n,
+        size=_size(asked.size, base.image_size),
+        seed=secrets.randbelow(2**31) if asked.seed is None else asked.seed,
+        steps=DEFAULT_STEPS if asked.steps is None else asked.steps,
+        solver=asked.solver or DEFAULT_SOLVER,
         guidance=chosen,
-        guidance_scale=_DEFAULT_SCALE[chosen] if guidance_scale is None else guidance_scale,
-        adapter_scale=1.0 if adapter_scale is None else adapter_scale,
+        guidance_scale=_DEFAULT_SCALE[chosen] if asked.guidance_scale is None else asked.guidance_scale,
+        guidance_interval=(low, high),
+        timeout=asked.timeout,
+        output_format=output_format,
+        output_compression=100 if asked.output_compression is None else asked.output_compression,
+        partial_images=asked.partial_images,
     )
+    if not parts:
+        return replace(spec, label=_label(asked.prompt, list(base.id2label.values()), base.name))
+    return replace(spec, adapters=tuple(_part(asked.prompt, adapter, weight) for adapter, weight in parts))
+
+
+def _part(prompt: str | None, adapter: Adapter, weight: float) -> PartSpec:
+    label = _label(prompt, [str(name) for name in adapter.classes], adapter.model)
+    return PartSpec(adapter.id, adapter.model, weight, label)
 
 
 _DEFAULT_SCALE: dict[Guidance, float] = {"none": 1.0, "cfg": 3.0, "domain": 2.0}
@@ -84,7 +136,7 @@ def _named(prompt: str | None) -> str | None:
     return prompt.strip() if prompt and prompt.strip() else None
 
 
-def _label(prompt: str | None, names: list[str]) -> int | None:
+def _label(prompt: str | None, names: list[str], model: str) -> int | None:
     """A class by its name, whatever its case; an empty prompt draws without a class."""
     wanted = _named(prompt)
     if wanted is None:
@@ -93,7 +145,7 @@ def _label(prompt: str | None, names: list[str]) -> int | None:
     if wanted.casefold() in folded:
         return folded.index(wanted.casefold())
     shown = ", ".join(names[:40]) + (", …" if len(names) > 40 else "")
-    raise Invalid(f"prompt names no class of this model; it draws: {shown}", code="unknown_class", pointer="/prompt")
+    raise Invalid(f"prompt names no class of {model}; it draws: {shown}", code="unknown_class", pointer="/prompt")
 
 
 def _size(size: str | None, native: int) -> int:

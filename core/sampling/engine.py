@@ -6,10 +6,12 @@ Whoever owns the device drives `step()`; `submit` and `cancel` may come from any
 import contextlib
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Event, Lock
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,12 +24,15 @@ from core.diffusion.layout import AdapterLayout
 from core.diffusion.solvers import Plan, Update, make_plan
 from core.errors import Conflict, Invalid, Unavailable
 from core.sampling.batcher import Batcher
-from core.sampling.request import SampleRequest
+from core.sampling.decoder import Decoder
+from core.sampling.request import MAX_PARTS, SampleRequest
 from core.sampling.slots import AdapterSlots, LoadAdapter, Residency, Seat
 
 MAX_WAITING = 4096
 MAX_SIZE_FACTOR = 2
 SPACING = "trailing"
+
+OnPreview = Callable[[int, np.ndarray], None]
 
 
 class Cancelled(Conflict):
@@ -40,6 +45,12 @@ class QueueFull(Unavailable):
     """More requests wait than the engine takes."""
 
     code = "queue_full"
+
+
+class DeadlineExceeded(Unavailable):
+    """The image was not done within the request's timeout."""
+
+    code = "deadline_exceeded"
 
 
 class NotFinite(Invalid):
@@ -76,8 +87,9 @@ class _Row:
     plan: Plan
     side: int
     submitted_at: float
-    arrived: Residency = "hot"
-    seat: Seat = field(default=Seat(BASE_SLOT, "hot", 0.0, 0))
+    on_preview: OnPreview | None
+    arrived: dict[str, Residency] = field(default_factory=dict)  # by digest, when the request came
+    seats: list[Seat] = field(default_factory=list)  # of its adapters, in their order
     x: Tensor | None = None  # (C, h, w)
     previous: Tensor | None = None  # (C, h, w)
     step: int = 0
@@ -86,8 +98,30 @@ class _Row:
     distinct_adapters: int = 0
 
     @property
-    def label(self) -> int:
-        return NULL_LABEL if self.request.label is None else self.request.label
+    def digests(self) -> list[str]:
+        return list(dict.fromkeys(part.digest for part in self.request.adapters))
+
+    @property
+    def is_late(self) -> bool:
+        timeout = self.request.timeout
+        return timeout is not None and time.perf_counter() - self.submitted_at > timeout
+
+    def branch(self, is_second: bool) -> "list[_Term]":
+        """What is added up to this row's vector and class row, conditional or for guidance."""
+        request = self.request
+        if not self.seats or (is_second and request.guidance == "domain"):
+            label = None if is_second else request.label
+            return [_Term(BASE_SLOT, NULL_LABEL if label is None else label, 1.0, 1.0)]
+        total = sum(abs(part.weight) for part in request.adapters)
+        return [
+            _Term(
+                seat.slot,
+                NULL_LABEL if is_second or part.label is None else part.label,
+                part.weight,
+                abs(part.weight) / total if total else 1 / len(self.seats),
+            )
+            for seat, part in zip(self.seats, request.adapters, strict=True)
+        ]
 
     @property
     def runs_twice(self) -> bool:
@@ -96,10 +130,24 @@ class _Row:
         return self.request.is_guided and is_guided(level, self.request.guidance_interval)
 
 
+class _Term(NamedTuple):
+    """A slot's share in a row: its vector and class difference times `weight`, its start row times `share`."""
+
+    slot: int
+    label: int
+    weight: float
+    share: float
+
+
+_PADDING = [_Term(BASE_SLOT, NULL_LABEL, 1.0, 1.0)]
+
+
 class Engine:
     """One base on one device with the bank of its resident adapters.
 
     `layout` is the widest that requests may bring: an adapter of a smaller one is zero, which is the base, elsewhere.
+    With `buckets` a pass has one of these numbers of rows, filled up with rows that nobody looks at: compiled code then
+    sees few shapes. `pinned` adapters are loaded at once and never leave the device.
     """
 
     def __init__(
@@ -112,9 +160,13 @@ class Engine:
         load_adapter: LoadAdapter,
         max_waiting: int = MAX_WAITING,
         host_bytes: int = 1 << 30,
+        buckets: Sequence[int] = (),
+        pinned: Sequence[str] = (),
     ) -> None:
         if max_rows < 2:
             raise Invalid("max_rows must be at least 2: a guided image takes two")
+        if len(pinned) + MAX_PARTS >= slots and pinned:
+            raise Invalid(f"{slots} slots leave {slots - 1 - MAX_PARTS} for pinned adapters, not {len(pinned)}")
         self.base = base
         self.bank = AdapterBank(layout, base, slots)
         self._max_rows = max_rows
@@ -128,14 +180,21 @@ class Engine:
         self._known: dict[str, _Row] = {}  # every request that is neither done nor failed
         self._waiting: dict[str, _Row] = {}
         self._active: list[_Row] = []
+        self._buckets = sorted(buckets)
+        self._decoder = Decoder(base.decode)
         self._gathered: tuple[object, Tensor | None, Tensor] | None = None
         self._is_closed = False
+        for digest in pinned:
+            self._slots.pin(digest)
 
     # --- from any thread
 
-    def submit(self, request: SampleRequest) -> "Future[Sampled]":
-        """Queue an image. What is wrong with the request itself is raised here; the rest comes with the future."""
-        row = self._row(request)
+    def submit(self, request: SampleRequest, on_preview: OnPreview | None = None) -> "Future[Sampled]":
+        """Queue an image. What is wrong with the request itself is raised here; the rest comes with the future.
+
+        `on_preview` is called, on a thread of the engine's, with the step and the picture (s, s, 3) expected by then.
+        """
+        row = self._row(request, on_preview)
         with self._lock:
             if self._is_closed:
                 raise QueueFull("the engine is closed")
@@ -166,6 +225,11 @@ class Engine:
         with self._lock:
             return bool(self._known)
 
+    @property
+    def resident(self) -> list[str]:
+        """Digests of the adapters on the device, least recently used first."""
+        return self._slots.resident
+
     # --- from the thread that owns the device
 
     def step(self) -> int:
@@ -195,15 +259,18 @@ class Engine:
         for row in known:
             self._drop(row, Cancelled("the engine was closed"))
         self._active.clear()
+        self._decoder.close()
         self._slots.close()
 
-    def _row(self, request: SampleRequest) -> _Row:
+    def _row(self, request: SampleRequest, on_preview: OnPreview | None) -> _Row:
         base = self.base
         solver = "euler" if base.prediction == "flow" and request.solver == "dpm++" else request.solver
-        if request.adapter_digest is None and request.label is not None and request.label >= base.num_classes:
+        if request.label is not None and request.label >= base.num_classes:
             raise Invalid(f"the base has {base.num_classes} classes", code="unknown_class", pointer="/label")
+        if len(request.adapters) >= self.bank.slots:
+            raise Invalid(f"the engine holds {self.bank.slots - 1} adapters at once", pointer="/adapters")
         plan = make_plan(base.schedule, solver, request.steps, SPACING)
-        return _Row(request, Future(), plan, self._side(request.size), time.perf_counter())
+        return _Row(request, Future(), plan, self._side(request.size), time.perf_counter(), on_preview)
 
     def _side(self, size: int | None) -> int:
         base = self.base
@@ -224,14 +291,16 @@ class Engine:
             request = row.request
             self._waiting[request.id] = row
             self._batcher.add(request.id, request.tenant, request.rows, request.work)
-            if request.adapter_digest is not None:
-                row.arrived = self._slots.want(request.adapter_digest)
+            for digest in row.digests:
+                row.arrived[digest] = self._slots.want(digest)
         for digest, error in self._slots.poll().items():
-            for row in [row for row in self._waiting.values() if row.request.adapter_digest == digest]:
+            for row in [row for row in self._waiting.values() if digest in row.digests]:
                 self._drop(row, error)
         for row in [*self._waiting.values(), *self._active]:
             if row.request.id in cancelled or row.future.cancelled():
                 self._drop(row, Cancelled("the request was cancelled"))
+            elif row.is_late:
+                self._drop(row, DeadlineExceeded(f"not done within {row.request.timeout:g} s"))
 
     def _admit(self) -> None:
         """Start waiting images while there is room."""
@@ -246,23 +315,35 @@ class Engine:
             room -= row.request.rows
 
     def _is_ready(self, request_id: str) -> bool:
-        digest = self._waiting[request_id].request.adapter_digest
-        return digest is None or self._slots.is_ready(digest)
+        return self._slots.is_ready(self._waiting[request_id].digests)
 
     def _start(self, row: _Row) -> None:
         request = row.request
-        digest = request.adapter_digest
-        if digest is not None:
-            classes = self._slots.classes(digest)
-            if request.label is not None and classes is not None and request.label >= classes:
+        for part in request.adapters:
+            classes = self._slots.classes(part.digest)
+            if part.label is not None and classes is not None and part.label >= classes:
                 raise Invalid(f"the adapter has {classes} classes", code="unknown_class", pointer="/label")
-            row.seat = self._slots.seat(digest, row.arrived)
+        self._seat(row)
         del self._waiting[request.id]
         row.started_at = time.perf_counter()
         noise = torch.Generator().manual_seed(request.seed)
         row.x = torch.randn(self.base.channels, row.side, row.side, generator=noise).to(self.base.device)
         row.previous = torch.zeros_like(row.x)
         self._active.append(row)
+
+    def _seat(self, row: _Row) -> None:
+        """All of a row's adapters or none."""
+        seats: dict[str, Seat] = {}
+        # Those that have a slot first: they are then in use, and no other can be given theirs.
+        for digest in sorted(row.digests, key=lambda digest: not self._slots.is_hot(digest)):
+            try:
+                seats[digest] = self._slots.seat(digest, row.arrived[digest])
+            except Exception:
+                for seated in seats:
+                    self._slots.want(seated)  # as it was before
+                    self._slots.leave(seated)
+                raise
+        row.seats = [seats[part.digest] for part in row.request.adapters]
 
     @torch.no_grad()
     def _denoise(self, rows: Sequence[_Row]) -> None:
@@ -274,79 +355,109 @@ class Engine:
         times = torch.tensor([float(row.plan.times[row.step]) for row in rows]).to(base.device)  # (B,)
         again = torch.tensor(guided, dtype=torch.long, device=base.device)
         batch, t = torch.cat([x, x[again]]), torch.cat([times, times[again]])
+        if padding := len(c_rows) - len(batch):
+            batch, t = torch.cat([batch, batch[:1].expand(padding, -1, -1, -1)]), torch.cat([t, t[:1].expand(padding)])
         out = base.forward(batch, t, theta, c_rows, self.bank.layout, self.bank.in_use)[:, : base.channels].float()
         conditional = out[: len(rows)]
         if guided:
             scale = torch.tensor([rows[number].request.guidance_scale for number in guided], device=base.device)
             conditional = conditional.clone()
-            conditional[again] = guide(conditional[again], out[len(rows) :], scale)
+            conditional[again] = guide(conditional[again], out[len(rows) : len(rows) + len(guided)], scale)
         update = Update.of([row.plan for row in rows], [row.step for row in rows], base.device)
         previous = torch.stack([row.previous for row in rows if row.previous is not None])
         following, x0 = update(x, conditional, previous)
-        distinct = len({row.request.adapter_digest for row in rows} - {None})
+        distinct = len({digest for row in rows for digest in row.digests})
         for number, row in enumerate(rows):
             row.x, row.previous = following[number], x0[number]
             row.step += 1
-            row.batch_size = max(row.batch_size, len(batch))
+            row.batch_size = max(row.batch_size, len(rows) + len(guided))
             row.distinct_adapters = max(row.distinct_adapters, distinct)
+            if row.on_preview is not None and row.step in row.request.previews and row.step < len(row.plan):
+                self._decoder.put(x0[number], partial(_preview, row, row.step))
 
     def _gather(self, rows: Sequence[_Row], guided: Sequence[int]) -> tuple[Tensor | None, Tensor]:
         """Vectors (B + G, P) and class rows (B + G, H); kept while the same rows go on, for they do not change."""
-        branches = [(row.seat.slot, row.label, float(row.request.adapter_scale)) for row in rows]
-        for number in guided:
-            row = rows[number]
-            own = row.request.guidance == "cfg"
-            branches.append((row.seat.slot if own else BASE_SLOT, NULL_LABEL, float(row.request.adapter_scale)))
-        key = (self.bank.version, tuple(branches))
+        branches = [row.branch(is_second=False) for row in rows]
+        branches += [rows[number].branch(is_second=True) for number in guided]
+        branches += [_PADDING] * (next((size for size in self._buckets if size >= len(branches)), 0) - len(branches))
+        key = (self.bank.version, tuple(map(tuple, branches)))
         if self._gathered is None or self._gathered[0] != key:
-            slots, labels, scales = (torch.tensor(column) for column in zip(*branches, strict=True))
-            theta = self.bank.rows(slots, scales) if bool(slots.any()) else None
-            self._gathered = (key, theta, self.bank.class_rows(slots, labels, scales))
+            self._gathered = (key, *self._sum(branches))
         return self._gathered[1], self._gathered[2]
 
-    def _retire(self) -> None:
-        """Decode what is done and answer it."""
-        done = [row for row in self._active if row.step >= len(row.plan)]
-        for side in sorted({row.side for row in done}):
-            group = [row for row in done if row.side == side]
-            latents = torch.stack([row.x for row in group if row.x is not None])
-            finite = torch.isfinite(latents).flatten(1).all(1).tolist()
-            images = self.base.decode(latents.nan_to_num(0.0, 0.0, 0.0))
-            for row, image, is_finite in zip(group, images, finite, strict=True):
-                if is_finite:
-                    self._finish(row, image)
-                else:
-                    self._drop(row, NotFinite("the image is not finite; try a smaller adapter_scale or guidance_scale"))
+    def _sum(self, branches: "Sequence[Sequence[_Term]]") -> tuple[Tensor | None, Tensor]:
+        """Vectors (B, P), None where all are the base's, and class rows (B, H)."""
+        terms = [term for branch in branches for term in branch]
+        slots, labels, weights, shares = (torch.tensor(column) for column in zip(*terms, strict=True))
+        theta = self.bank.rows(slots, weights) if bool(slots.any()) else None
+        c_rows = self.bank.class_rows(slots, labels, weights, shares)
+        if len(terms) == len(branches):
+            return theta, c_rows
+        owner = torch.tensor([number for number, branch in enumerate(branches) for _ in branch]).to(c_rows.device)
+        return None if theta is None else _added(theta, owner, len(branches)), _added(c_rows, owner, len(branches))
 
-    def _finish(self, row: _Row, image: np.ndarray) -> None:
+    def _retire(self) -> None:
+        """What is done leaves the batch, to be decoded and answered by another thread."""
+        for row in [row for row in self._active if row.step >= len(row.plan)]:
+            assert row.x is not None
+            self._active.remove(row)
+            self._leave(row)
+            if torch.isfinite(row.x).all():
+                self._decoder.put(row.x, partial(self._finish, row))
+            else:
+                self._drop(row, NotFinite("the image is not finite; try a smaller adapter_scale or guidance_scale"))
+
+    def _leave(self, row: _Row) -> None:
+        for digest in row.digests:
+            self._slots.leave(digest)
+
+    def _finish(self, row: _Row, image: np.ndarray | Exception) -> None:
+        """From the decoder's thread."""
+        if isinstance(image, Exception):
+            self._drop(row, image)
+            return
         stats = SampleStats(
-            adapter_residency=row.seat.residency,
-            adapter_load_ms=row.seat.load_ms,
+            adapter_residency=_coldest(row.seats),
+            adapter_load_ms=max((seat.load_ms for seat in row.seats), default=0.0),
             queue_ms=1000 * (row.started_at - row.submitted_at),
             compute_ms=1000 * (time.perf_counter() - row.started_at),
             batch_size=row.batch_size,
             distinct_adapters=row.distinct_adapters,
             steps=row.step,
         )
-        self._forget(row)
-        if row.future.set_running_or_notify_cancel():
+        with self._lock:
+            self._known.pop(row.request.id, None)
+        with contextlib.suppress(InvalidStateError):  # the engine was closed, or its caller cancelled the future
             row.future.set_result(Sampled(image, stats))
+        self._wake.set()
 
     def _drop(self, row: _Row, error: Exception) -> None:
-        self._forget(row)
-        with contextlib.suppress(InvalidStateError):  # its caller cancelled the future: nobody waits for an answer
-            row.future.set_exception(error)
-
-    def _forget(self, row: _Row) -> None:
-        """Take a row out of wherever it is; its seat is free again."""
+        """Take a row out of wherever it is; its seats are free again."""
         request = row.request
-        digest = request.adapter_digest
         with self._lock:
             self._known.pop(request.id, None)
         self._batcher.remove(request.id)
-        if self._waiting.pop(request.id, None) is not None and digest is not None:
-            self._slots.unwant(digest)
+        if self._waiting.pop(request.id, None) is not None:
+            for digest in row.digests:
+                self._slots.unwant(digest)
         elif row in self._active:
             self._active.remove(row)
-            if digest is not None:
-                self._slots.leave(digest)
+            self._leave(row)
+        with contextlib.suppress(InvalidStateError):  # its caller cancelled the future: nobody waits for an answer
+            row.future.set_exception(error)
+        self._wake.set()
+
+
+def _coldest(seats: Sequence[Seat]) -> Residency:
+    order: tuple[Residency, ...] = ("hot", "warm", "cold")
+    return order[max((order.index(seat.residency) for seat in seats), default=0)]
+
+
+def _preview(row: _Row, step: int, image: np.ndarray | Exception) -> None:
+    if row.on_preview is not None and not isinstance(image, Exception):  # the picture itself will tell what is wrong
+        row.on_preview(step, image)
+
+
+def _added(terms: Tensor, owner: Tensor, count: int) -> Tensor:
+    """(B, ·) of terms (T, ·), each added to the row that owns it."""
+    return terms.new_zeros(count, terms.shape[1]).index_add_(0, owner, terms)

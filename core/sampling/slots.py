@@ -5,7 +5,7 @@ Loads run on a pool of their own; the bank is written by the thread that owns th
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
@@ -53,6 +53,7 @@ class AdapterSlots:
         self._slot_of: OrderedDict[str, int] = OrderedDict()  # least recently used first
         self._users: dict[str, int] = {}
         self._free = list(range(bank.slots - 1, BASE_SLOT, -1))
+        self._to_pin: list[str] = []
 
     def want(self, digest: str) -> Residency:
         """A request for this adapter arrives: begin to load it now, not when its turn comes."""
@@ -64,6 +65,11 @@ class AdapterSlots:
         if digest not in self._loads:
             self._start(digest)
         return "cold"
+
+    def pin(self, digest: str) -> None:
+        """Load an adapter and keep it in its slot for good."""
+        self.want(digest)
+        self._to_pin.append(digest)
 
     def unwant(self, digest: str) -> None:
         """A waiting request went away, or took its seat."""
@@ -86,18 +92,29 @@ class AdapterSlots:
             else:
                 self._host[digest], self._load_ms[digest] = load.result()
                 self._host_used += self._bank.nbytes(self._host[digest])
+        for digest in [digest for digest in self._to_pin if digest in failed or self.is_ready([digest])]:
+            self._to_pin.remove(digest)
+            if digest in failed:
+                self.unwant(digest)
+            else:
+                self.seat(digest, "cold")  # nobody leaves this seat
         self._trim()
         return failed
 
-    def is_ready(self, digest: str) -> bool:
-        """Whether `seat` would succeed now; what was dropped while its request waited is loaded again."""
-        if digest in self._slot_of:
-            return True
-        if digest not in self._host:
+    def is_hot(self, digest: str) -> bool:
+        return digest in self._slot_of
+
+    def is_ready(self, digests: Collection[str]) -> bool:
+        """Whether all of them could be seated now; what was dropped while its request waited is loaded again."""
+        missing = {digest for digest in digests if digest not in self._slot_of}
+        absent = [digest for digest in missing if digest not in self._host]
+        for digest in absent:
             if digest not in self._loads:
                 self._start(digest)
+        if absent:
             return False
-        return bool(self._free) or self._idle() is not None
+        idle = sum(digest not in self._users and digest not in digests for digest in self._slot_of)
+        return len(missing) <= len(self._free) + idle if missing else True
 
     def seat(self, digest: str, arrived: Residency) -> Seat:
         """Put the adapter into a slot unless it is there, and hold the slot until `leave`."""
@@ -105,12 +122,13 @@ class AdapterSlots:
         load_ms = 0.0
         if digest not in self._slot_of:
             adapter = self._host[digest]
-            slot = self._free[-1] if self._free else self._slot_of[self._idle_or_raise()]
+            evicted = None if self._free else self._idle_or_raise()
+            slot = self._free[-1] if evicted is None else self._slot_of[evicted]
             self._bank.load(slot, adapter)
-            if self._free:
+            if evicted is None:
                 self._free.pop()
             else:
-                self._slot_of.pop(self._idle_or_raise())
+                self._slot_of.pop(evicted)
             self._slot_of[digest] = slot
             load_ms = 1000 * (time.perf_counter() - began)
         if arrived == "cold":
@@ -157,15 +175,11 @@ class AdapterSlots:
         adapter = self._load_adapter(digest)
         return adapter, 1000 * (time.perf_counter() - began)
 
-    def _idle(self) -> str | None:
+    def _idle_or_raise(self) -> str:
         """The least recently used adapter that nobody uses, if possible one that nobody waits for either."""
         idle = [digest for digest in self._slot_of if digest not in self._users]
-        return next((digest for digest in idle if digest not in self._wanted), idle[0] if idle else None)
-
-    def _idle_or_raise(self) -> str:
-        idle = self._idle()
-        assert idle is not None, "seat() without is_ready()"
-        return idle
+        assert idle, "seat() without is_ready()"
+        return next((digest for digest in idle if digest not in self._wanted), idle[0])
 
     def _trim(self) -> None:
         """Keep host memory within its bound, but never drop what a request waits for."""

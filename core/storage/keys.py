@@ -27,7 +27,11 @@ def adapter(tenant_id: str, adapter_id: str, sha256: str) -> str:
 
 
 def image(tenant_id: str, sample_id: str, attempt: int, index: int) -> str:
-    return f"{tenant_id}/samples/{sample_id}/{attempt:04d}-{index:03d}.png"
+    return f"{tenant_id}/samples/{sample_id}/{attempt:04d}-{index:03d}"
+
+
+def partial_image(tenant_id: str, sample_id: str, attempt: int, index: int, number: int) -> str:
+    return f"{tenant_id}/samples/{sample_id}/{attempt:04d}-{index:03d}-partial-{number}"
 
 
 def evaluation(tenant_id: str, evaluation_id: str, attempt: int) -> str:

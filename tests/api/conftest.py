@@ -24,6 +24,7 @@ from core.db.session import Database
 from core.jobs import service as jobs
 from core.models import Adapter, Dataset, Tenant
 from core.samples import service as samples
+from core.samples.service import SamplePlan
 from core.settings import Settings
 from core.storage import keys, open_store
 from core.storage.base import ObjectStore
@@ -130,15 +131,19 @@ class Service:
             plans = samples.claim(session, rows.WORKER, rows.LEASE, self.catalog, 100)
         assert len(plans) == count
         for plan in plans:
-            images = []
-            for index in range(plan.spec.n):
-                data = f"picture {plan.spec.seed + index}".encode()
-                key = keys.image(plan.tenant_id, plan.sample_id, plan.attempt, index)
-                self.store.put(key, data, "image/png")
-                digest = hashlib.sha256(data).hexdigest()
-                images.append({"key": key, "sha256": digest, "bytes": len(data), "seed": plan.spec.seed + index})
-            with self.database.write() as session:
-                assert samples.finish(session, plan, images, {"adapter_residency": "hot", "batch_size": plan.spec.n})
+            self.deliver(plan)
+
+    def deliver(self, plan: SamplePlan) -> None:
+        """What it does when a request's images are drawn."""
+        images = []
+        for index in range(plan.spec.n):
+            data = f"picture {plan.spec.seed + index}".encode()
+            key = keys.image(plan.tenant_id, plan.sample_id, plan.attempt, index)
+            self.store.put(key, data, "image/png")
+            digest = hashlib.sha256(data).hexdigest()
+            images.append({"key": key, "sha256": digest, "bytes": len(data), "seed": plan.spec.seed + index})
+        with self.database.write() as session:
+            assert samples.finish(session, plan, images, {"adapter_residency": "hot", "batch_size": plan.spec.n})
 
     def objects(self) -> list[str]:
         return [info.key for info in self.store.list()]

@@ -30,7 +30,7 @@ NEVER_SENT = {
     "bad_tenant_name",  # tenants are made by the operator
     "tenant_exists",
 }
-FROM_WORKERS = {"adapter_corrupt", "adapter_missing", "cancelled"}  # on an image request's row
+FROM_WORKERS = {"adapter_corrupt", "cancelled"}  # on an image request's row
 SPELLED_OUT = {"malformed_json", "internal_error", "method_not_allowed"}  # given to `problem` as they are
 
 

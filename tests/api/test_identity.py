@@ -42,6 +42,7 @@ WITH_IDS = {
     "DELETE /v1/models/{model_id:path}",
     "GET /v1/images/generations/{generation_id}",
     "GET /v1/images/generations/{generation_id}/images/{index}",
+    "POST /v1/images/generations/{generation_id}/cancel",
     "HEAD /v1/images/generations/{generation_id}/images/{index}",
     "DELETE /v1/api_keys/{key_id}",
     "GET /v1/evaluations/{evaluation_id}",

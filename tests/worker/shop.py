@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from core.jobs import service as jobs
 from core.models import Adapter, Dataset, Evaluation, Job, JobEvent, Sample
 from core.samples import service as samples
 from core.samples import spec as sample_spec
+from core.samples.spec import Asked
 from core.storage import keys
 from core.tenants import service as tenants
 from tests.e2e.shapes import shapes_zip
@@ -57,15 +59,14 @@ class Shop:
                 evaluate=evaluate,
             ).id
 
-    def sample(self, adapter_id: str | None = None, **fields: Any) -> str:
+    def sample(self, *adapter_ids: str, weights: Sequence[float] = (), **fields: Any) -> str:
+        """Of the base, of an adapter, or of several, each with its weight."""
         with self.services.database.write() as session:
-            adapter = session.get(Adapter, adapter_id) if adapter_id else None
             base = self.services.catalog.get(MODEL)
-            asked = dict.fromkeys(
-                ("prompt", "size", "seed", "steps", "solver", "guidance", "guidance_scale", "adapter_scale")
-            )
-            spec = sample_spec.resolve(base, adapter, **{**asked, "n": 1, "seed": 3, "steps": 4, **fields}, max_n=8)
-            return samples.create_sample(session, self.tenant_id, base, adapter, spec, 100).id
+            adapters = [session.get_one(Adapter, adapter_id) for adapter_id in adapter_ids]
+            parts = list(zip(adapters, weights or [1.0] * len(adapters), strict=True))
+            spec = sample_spec.resolve(base, parts, Asked(**{"seed": 3, "steps": 4, **fields}), max_n=8)
+            return samples.create_sample(session, self.tenant_id, base, spec, 100).id
 
     def pump(self) -> None:
         """Work until nothing is left."""

@@ -192,15 +192,6 @@ def test_an_adapter_that_is_gone_fails_its_own_request_alone(shop: Shop) -> None
     assert shop.get_sample(fine).status == "succeeded"
 
 
-def test_a_png_says_how_to_draw_it_again(shop: Shop) -> None:
-    sample_id = shop.sample(prompt="circle", seed=11)
-    shop.pump()
-    [image] = shop.get_sample(sample_id).images or []
-    text = Image.open(io.BytesIO(shop.services.store.get(image["key"]))).text  # type: ignore[attr-defined]
-    assert '"seed": 11' in text["settings"]
-    assert text["base"] == "tiny-dit"
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a killed process needs POSIX signals")
 def test_a_request_whose_worker_died_is_drawn_by_the_next(shop: Shop) -> None:
     sample_id = shop.sample()
