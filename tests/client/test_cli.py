@@ -171,7 +171,7 @@ def test_sample_takes_the_base_and_a_jobs_id_too(difffit: Run, images: Path, tmp
 def test_an_unknown_class_is_named_with_those_that_are_there(difffit: Run) -> None:
     drawn = difffit("sample", "base", "unicorn")
     assert drawn.code == 1
-    assert "prompt names no class of this model; it draws: circle" in drawn.err
+    assert "prompt names no class of tiny-dit; it draws: circle" in drawn.err
     assert "422 unknown_class" in drawn.err
     assert len(drawn.err.splitlines()) == 1
 
