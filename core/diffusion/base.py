@@ -1,7 +1,8 @@
 """A frozen base: what every family answers to. Nothing of it is ever written; one thread at a time runs it."""
 
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,20 @@ class Base(ABC):
         self.dtype = dtype
         self.network = network.to(device, dtype).eval().requires_grad_(False)
         self.context = context
-        self.class_table = class_table.detach().float().to(device)  # (num_classes + 1, H), the last is the null row
+        self._set_table(class_table.detach().float().to(device))
         self.schedule = schedule.to(device)
         self.vae = None if vae is None else vae.to(device).eval().requires_grad_(False)
         self._layouts: dict[tuple[object, ...], AdapterLayout] = {}
-        self._starts = torch.cat([self.class_table, self.class_table[:-1].mean(0, keepdim=True)])
+
+    def _set_table(self, table: Tensor) -> None:
+        self.class_table = table  # (num_classes + 1, H), the last is the null row
+        self._starts = torch.cat([table, table[:-1].mean(0, keepdim=True)])
+
+    def set_classes(self, table: Tensor, names: Sequence[str]) -> None:
+        """Classes of its own for a base that an adapter was folded into: table (len(names) + 1, H), null row last."""
+        self._set_table(table)
+        named = dict(enumerate(names))
+        self.summary = dataclasses.replace(self.summary, num_classes=len(named), id2label=named)
 
     @property
     def name(self) -> str:
