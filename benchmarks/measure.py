@@ -18,7 +18,12 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def interleaved(sides: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1) -> dict[str, float]:
-    """Median wall-clock seconds of each side; they take turns, so that what else the machine does hits all alike."""
+    """Median wall-clock seconds of each side."""
+    return {name: statistics.median(values) for name, values in rounds(sides, repeats, warm_up).items()}
+
+
+def rounds(sides: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Wall-clock seconds of each side in each round; they take turns, so that what else the machine does hits all."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(warm_up + repeats):
         for name, run in sides.items():
@@ -26,7 +31,7 @@ def interleaved(sides: Mapping[str, Callable[[], object]], repeats: int, warm_up
             run()
             if number >= warm_up:
                 seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
 
 
 class Saved:

@@ -24,6 +24,7 @@ from core.errors import DomainError, Unavailable
 from core.jobs.service import Plan
 from core.models import Adapter as AdapterRow
 from core.sampling.engine import Engine
+from core.storage.base import ObjectStore
 from core.training.data import TrainingData, prepare
 from worker.services import Services, get_services
 
@@ -129,14 +130,20 @@ class Runtime:
         """By digest: from memory, the local disk, or the store. Runs off the device thread."""
         if digest in self._held:
             return self._held[digest]
-        cached = self.services.settings.data_dir / "cache" / "adapters" / f"{digest}.safetensors"
-        data = cached.read_bytes() if cached.exists() else None
-        if data is None or hashlib.sha256(data).hexdigest() != digest:
-            data = self.services.store.get(self._keys[digest])
-            if hashlib.sha256(data).hexdigest() != digest:
-                raise CorruptObject("the adapter's bytes differ from what was published", code="adapter_corrupt")
-            _cache(cached, data)
-        return adapter_format.load(data, base_fingerprint=fingerprint)
+        cache = self.services.settings.data_dir / "cache" / "adapters"
+        return fetch_adapter(self.services.store, cache, fingerprint, digest, self._keys[digest])
+
+
+def fetch_adapter(store: ObjectStore, cache: Path, fingerprint: str, digest: str, key: str) -> Adapter:
+    """From the folder `cache`, else from the store; whoever it comes from, its bytes have the digest."""
+    cached = cache / f"{digest}.safetensors"
+    data = cached.read_bytes() if cached.exists() else None
+    if data is None or hashlib.sha256(data).hexdigest() != digest:
+        data = store.get(key)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise CorruptObject("the adapter's bytes differ from what was published", code="adapter_corrupt")
+        _cache(cached, data)
+    return adapter_format.load(data, base_fingerprint=fingerprint)
 
 
 def _cache(path: Path, data: bytes) -> None:

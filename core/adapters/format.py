@@ -78,10 +78,10 @@ def load(data: bytes, base_fingerprint: str | None = None, layout: AdapterLayout
     wanted[CLASS_TABLE] = (len(classes) + 1, own.hidden)
     _check_specs(specs, wanted)
     tensors = read_tensors(data)
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise CorruptAdapter(f"tensor {name} holds NaN or Inf")
     theta = torch.cat([tensors[entry.name].flatten() for entry in own.entries]) if own.entries else torch.zeros(0)
+    if not (torch.isfinite(theta).all() and torch.isfinite(tensors[CLASS_TABLE]).all()):
+        broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+        raise CorruptAdapter(f"tensor {broken[0]} holds NaN or Inf")
     meta = {key: _loads(metadata, key) for key in sorted(metadata) if key not in _RESERVED}
     return Adapter(own, fingerprint, theta, tensors[CLASS_TABLE], classes, starts, meta)
 

@@ -26,6 +26,7 @@ class AdapterBank:
         self._delta = torch.zeros(0, layout.hidden, device=self.device)  # (R, H)
         self._start = torch.zeros(0, dtype=torch.long, device=self.device)  # (R,)
         self._table = _RowTable()
+        self._known: dict[frozenset[str], frozenset[str]] = {}
         self._names: list[frozenset[str]] = [frozenset()] * slots
         self.in_use: frozenset[str] = frozenset()  # entries that any resident adapter has: all others are zero
         self.version = 0  # changes whenever the content of a slot does
@@ -42,23 +43,18 @@ class AdapterBank:
         starts = adapter.start_indices(self.base.num_classes)
         if int(starts.max()) > self.base.num_classes + 1 or int(starts.min()) < 0:
             raise Invalid("class_start names a class that the base does not have")
-        self.evict(slot)
+        self._release(slot)
         self._name(slot, frozenset(adapter.layout.by_name))
-        self.theta[slot] = theta
+        self.theta[slot].copy_(theta)  # whole, whatever was there
         self._store(slot, adapter.class_delta, starts)
 
     def evict(self, slot: int) -> None:
         """Empty a slot: its row is zero again and its class rows are given back."""
         self._check(slot)
-        span = self._spans[slot]
         self.version += 1
         self.theta[slot].zero_()
         self._name(slot, frozenset())
-        self._spans[slot] = None
-        if span is not None:
-            offset, length = span
-            self._delta[offset : offset + length] = 0
-            self._table.free(offset, length)
+        self._release(slot)
 
     def is_loaded(self, slot: int) -> bool:
         return self._spans[slot] is not None
@@ -102,8 +98,17 @@ class AdapterBank:
         if not 0 < slot < self.slots:
             raise Invalid(f"slot {slot}: adapters live in slots 1 to {self.slots - 1}, slot 0 is the base")
 
+    def _release(self, slot: int) -> None:
+        """Give a slot's class rows back, emptied."""
+        span, self._spans[slot] = self._spans[slot], None
+        if span is not None:
+            offset, length = span
+            self._delta[offset : offset + length] = 0
+            self._table.free(offset, length)
+
     def _name(self, slot: int, names: frozenset[str]) -> None:
-        self._names[slot] = names
+        # One object for equal names: sets of them then compare by identity, which is quick.
+        self._names[slot] = self._known.setdefault(names, names)
         self.in_use = frozenset().union(*set(self._names))
 
     def _store(self, slot: int, delta: Tensor, starts: Tensor) -> None:

@@ -85,7 +85,8 @@ class AdaptedAffine(nn.Module):
         for gamma in self.spec.gammas:
             scale = values.get(gamma.name)
             if scale is not None:
-                y = y * (1 + self._wide(scale, y))
+                factor = 1 + self._wide(scale, y)
+                y = y * factor if torch.is_grad_enabled() else y.mul_(factor)
         return y
 
     def _map(self, x: Tensor) -> Tensor:
