@@ -133,6 +133,8 @@ def adapter_for(plan: Plan, name: str = "") -> Adapter:
         bytes=100,
         parameters=20,
         base_parameters=20_000,
+        image_size=8,
+        layout={"kind": "difffit", "gamma_depth": "half", "gamma_places": ["attention", "mlp"]},
         classes=["a", "b"],
     )
 

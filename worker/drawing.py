@@ -219,6 +219,7 @@ def _requests(plan: SamplePlan) -> list[SampleRequest]:
             guidance=spec.guidance,
             guidance_scale=spec.guidance_scale,
             guidance_interval=spec.guidance_interval,
+            size=spec.size,
             timeout=plan.seconds_left,
             previews=spec.partial_steps,
         )
@@ -237,6 +238,7 @@ def _text(plan: SamplePlan, index: int) -> dict[str, str]:
     again = {
         **drawn_by,
         "prompt": spec.class_name or "",
+        "size": f"{spec.size}x{spec.size}",
         "seed": spec.seed + index,
         "steps": spec.steps,
         "solver": spec.solver,

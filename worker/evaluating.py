@@ -126,14 +126,13 @@ class Evaluating:
 
     def _prepare(self) -> _Work:
         plan, store = self.plan, self._services.store
-        device = self._runtime.device(plan.base)
         if plan.adapter_digest and plan.adapter_key:
             self._runtime.know(plan.adapter_digest, plan.adapter_key)
         network = load_features()
         data = store.get(plan.pack_key)
         if hashlib.sha256(data).hexdigest() != plan.pack_sha256:
             raise CorruptObject("the dataset's bytes differ from what was validated", code="dataset_corrupt")
-        images, labels, classes = read_pack(data, device.base.image_size)
+        images, labels, classes = read_pack(data, plan.spec.size)
         training, held_out = torch.zeros(0, dtype=torch.long), torch.arange(len(images))
         if plan.spec.part == "held_out":
             training, held_out = split(torch.tensor(labels), len(classes), plan.spec.part_seed)
@@ -166,6 +165,7 @@ class Evaluating:
                 label=None if plan.adapter_digest else work.labels[number],
                 adapters=_parts(plan.adapter_digest, work.labels[number], is_baseline),
                 seed=spec.seed + number,
+                size=spec.size,
                 steps=spec.steps,
                 solver=spec.solver,  # pyright: ignore[reportArgumentType]  # checked when it was asked for
                 guidance=spec.guidance,  # pyright: ignore[reportArgumentType]

@@ -114,12 +114,12 @@ class Runtime:
     def prepared(self, plan: Plan) -> TrainingData:
         """The dataset as latents, from memory where an earlier slice made them. Raises CorruptObject, ObjectMissing."""
         base = self.device(plan.model).base
-        key = (base.fingerprint, plan.pack_sha256, plan.spec.flip, plan.spec.seed)
+        key = (base.fingerprint, plan.pack_sha256, plan.spec.image_size, plan.spec.flip, plan.spec.seed)
         if key not in self._prepared:
             data = self.services.store.get(plan.pack_key)
             if hashlib.sha256(data).hexdigest() != plan.pack_sha256:
                 raise CorruptObject("the dataset's bytes differ from what was validated", code="dataset_corrupt")
-            images, labels, classes = read_pack(data, base.image_size)
+            images, labels, classes = read_pack(data, plan.spec.image_size)
             self._prepared[key] = prepare(base, images, labels, classes, seed=plan.spec.seed, flip=plan.spec.flip)
             while len(self._prepared) > _PREPARED:
                 self._prepared.popitem(last=False)

@@ -244,6 +244,7 @@ class Slice:
                     adapters=(AdapterPart(digest, 1.0, label),),
                     seed=_PREVIEW_SEED + label,
                     steps=spec.preview_steps,
+                    size=spec.image_size,
                     guidance="domain",  # as requests for images of an adapter are drawn by default
                 )
             )
@@ -314,6 +315,8 @@ class Slice:
                 bytes=len(data),
                 parameters=adapter.parameter_count,
                 base_parameters=base.summary.parameters,
+                image_size=plan.spec.image_size,
+                layout={"kind": adapter.layout.kind, **adapter.layout.options.to_json()},
                 classes=list(adapter.classes),
                 metrics=metrics,
             )

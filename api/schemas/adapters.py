@@ -24,6 +24,8 @@ class AdapterRead(BaseModel):
     bytes: int
     parameters: int
     base_parameters: int
+    image_size: int
+    layout: dict[str, Any]
     classes: list[str]
     metrics: dict[str, Any]
     metadata: dict[str, str]

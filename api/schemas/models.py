@@ -17,7 +17,7 @@ class ModelRead(BaseModel):
     kind: Literal["base", "adapter"]
     base: str
     classes: list[str]
-    image_size: int | None
+    image_size: int
     licence: str | None
     fingerprint: str
     parameters: int
@@ -53,7 +53,7 @@ class ModelRead(BaseModel):
             kind="adapter",
             base=row.base,
             classes=[str(name) for name in row.classes],
-            image_size=base.image_size if base else None,
+            image_size=row.image_size,
             licence=base.licence if base else None,
             fingerprint=row.base_fingerprint,
             parameters=row.parameters,

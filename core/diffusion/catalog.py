@@ -14,6 +14,8 @@ from core.errors import Invalid, NotFound
 
 Prediction = Literal["epsilon", "v_prediction", "flow"]
 MAX_HEADER_BYTES = 64 * 1024**2
+MAX_SIZE_FACTOR = 2
+"""Pictures have at most so many times the side of the base's own: attention grows with the fourth power."""
 _PARTS = ("scheduler", "transformer", "vae")
 _COPIES = re.compile(r"transformer_blocks\.[1-9]\d*\.norm1\.emb\.")
 _FILES = ["model_index.json", "training.json", "README.md", "*/*.json", "*/*.safetensors"]
@@ -41,6 +43,11 @@ class BaseSummary:
     licence: str | None
     learning_rate: float | None
     """What the base itself was trained with, where its `training.json` says so."""
+
+    @property
+    def size_unit(self) -> int:
+        """Pixels of a patch: what the side of a picture must be a multiple of."""
+        return self.image_size // self.sample_size * self.patch_size
 
     def label_of(self, name: str) -> int:
         """The class number of a name."""

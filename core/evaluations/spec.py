@@ -26,6 +26,7 @@ class EvaluationSpec:
     part: Part
     part_seed: int
     images: int
+    size: int  # pixels
     steps: int
     solver: str
     guidance: str
@@ -80,6 +81,7 @@ def resolve(
         part="held_out" if own else "all",
         part_seed=seed,
         images=DEFAULT_IMAGES if images is None else images,
+        size=drawn.size,
         steps=drawn.steps,
         solver=drawn.solver,
         guidance=drawn.guidance,

@@ -26,6 +26,8 @@ class Adapter(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     parameters: Mapped[int] = mapped_column(BigInteger)
     base_parameters: Mapped[int] = mapped_column(BigInteger)
+    image_size: Mapped[int]  # side in pixels that it was trained at
+    layout: Mapped[dict[str, Any]]  # kind, gamma_depth, gamma_places
     classes: Mapped[list[Any]]  # names, in label order
     metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
     labels: Mapped[dict[str, Any]] = mapped_column(default=dict)

@@ -61,10 +61,10 @@ class SampleSpec:
         return cls(**{**data, "guidance_interval": (low, high), "adapters": parts})
 
     @classmethod
-    def default(cls, guidance: Guidance, seed: int) -> Self:
-        """One picture of the base's size without a class, as drawn where nothing is asked."""
+    def default(cls, guidance: Guidance, seed: int, size: int) -> Self:
+        """One picture without a class, as drawn where nothing is asked."""
         scale = _DEFAULT_SCALE[guidance]
-        return cls(None, None, 1, 0, seed, DEFAULT_STEPS, DEFAULT_SOLVER, guidance, scale)
+        return cls(None, None, 1, size, seed, DEFAULT_STEPS, DEFAULT_SOLVER, guidance, scale)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def resolve(base: BaseSummary, parts: Sequence[tuple[Adapter, float]], asked: As
         label=None,
         class_name=_named(asked.prompt),
         n=asked.n,
-        size=_size(asked.size, base.image_size),
+        size=_size(asked.size, [adapter.image_size for adapter, _ in parts], base.image_size),
         seed=secrets.randbelow(2**31) if asked.seed is None else asked.seed,
         steps=DEFAULT_STEPS if asked.steps is None else asked.steps,
         solver=asked.solver or DEFAULT_SOLVER,
@@ -148,7 +148,11 @@ def _label(prompt: str | None, names: list[str], model: str) -> int | None:
     raise Invalid(f"prompt names no class of {model}; it draws: {shown}", code="unknown_class", pointer="/prompt")
 
 
-def _size(size: str | None, native: int) -> int:
-    if size in (None, "auto", f"{native}x{native}"):
-        return native
-    raise Invalid(f"size {size} is not drawn by this model: only {native}x{native}", pointer="/size")
+def _size(size: str | None, adapted: list[int], native: int) -> int:
+    """Left out: the first adapter's own. Nothing else was trained, so nothing else is drawn."""
+    known = {f"{side}x{side}": side for side in (*adapted, native)}
+    if size in (None, "auto"):
+        return next(iter(known.values()))
+    if size in known:
+        return known[size]
+    raise Invalid(f"size {size} is not drawn by this model: only {', '.join(known)}", pointer="/size")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from core.diffusion.bank import BASE_SLOT, NULL_LABEL, AdapterBank
 from core.diffusion.base import Base
+from core.diffusion.catalog import MAX_SIZE_FACTOR
 from core.diffusion.guidance import guide, is_guided
 from core.diffusion.layout import AdapterLayout
 from core.diffusion.solvers import Plan, Update, make_plan
@@ -29,7 +30,6 @@ from core.sampling.request import MAX_PARTS, SampleRequest
 from core.sampling.slots import AdapterSlots, LoadAdapter, Residency, Seat
 
 MAX_WAITING = 4096
-MAX_SIZE_FACTOR = 2
 SPACING = "trailing"
 
 OnPreview = Callable[[int, np.ndarray], None]
@@ -276,11 +276,10 @@ class Engine:
         base = self.base
         if size is None:
             return base.sample_size
-        factor = base.image_size // base.sample_size
-        if size % (factor * base.summary.patch_size) or size > MAX_SIZE_FACTOR * base.image_size:
-            unit, most = factor * base.summary.patch_size, MAX_SIZE_FACTOR * base.image_size
+        unit, most = base.summary.size_unit, MAX_SIZE_FACTOR * base.image_size
+        if size % unit or size > most:
             raise Invalid(f"size must be a multiple of {unit} up to {most}", pointer="/size")
-        return size // factor
+        return size * base.sample_size // base.image_size
 
     def _take_in(self) -> None:
         """Arrivals, cancellations and finished loads."""

@@ -31,11 +31,10 @@ class TrainingData:
 def prepare(
     base: Base, images: np.ndarray, labels: Sequence[int], classes: Sequence[str], seed: int, flip: bool
 ) -> TrainingData:
-    """Encode images (N, s, s, 3) uint8 of the base's size, once for each flip, and split them by `seed`."""
+    """Encode images (N, s, s, 3) uint8 of the job's size, once for each flip, and split them by `seed`."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
         raise Invalid(f"images must be (N, s, s, 3) uint8, not {images.shape} {images.dtype}")
-    factor = base.image_size // base.sample_size
-    if images.shape[1] % (factor * base.summary.patch_size):
+    if images.shape[1] % base.summary.size_unit:
         raise Invalid(f"a side of {images.shape[1]} pixels does not divide into patches of this base")
     if not len(images) or len(labels) != len(images):
         raise Invalid(f"{len(images)} images and {len(labels)} labels")

@@ -139,6 +139,7 @@ def finish(
     meta = {
         "base": base.name,
         "licence": base.licence,
+        "image_size": spec.image_size,
         "training": spec.to_json(),
         "step": state.step,
         "metrics": dict(metrics or {}),
@@ -257,7 +258,7 @@ class Trainee:
 
 
 def advance(base: Base, trainees: Sequence[Trainee]) -> list[Progress | Diverged]:
-    """One forward and backward pass for the next step of every trainee, all of one layout; each then steps alone.
+    """One forward and backward pass for the next step of every trainee, all of one layout and size; each steps alone.
 
     On the row path, in float32 on one CPU thread, a job's bits do not depend on who shares its passes.
     """
@@ -265,6 +266,8 @@ def advance(base: Base, trainees: Sequence[Trainee]) -> list[Progress | Diverged
     layout, is_fused = trainees[0].layout, trainees[0].path.rows == "fused"
     if any(trainee.layout != layout for trainee in trainees):
         raise Invalid("jobs of one pass must have one layout")
+    if len({trainee.data.mean.shape[2:] for trainee in trainees}) > 1:
+        raise Invalid("jobs of one pass must train on one image size")
     if len(trainees) > 1 and any(trainee.path.rows == "fused" for trainee in trainees):
         raise Invalid("the fused path trains one job a pass")
     draws = [trainee.draw() for trainee in trainees]

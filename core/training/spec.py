@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from core.diffusion.catalog import BaseSummary
+from core.diffusion.catalog import MAX_SIZE_FACTOR, BaseSummary
 from core.diffusion.layout import GammaDepth, Kind, LayoutOptions
 from core.errors import Invalid
 
@@ -32,6 +32,8 @@ class TrainSpec:
     batch_size: int
     learning_rate: float
     warmup_steps: int
+    image_size: int
+    """Side in pixels; above the base's own, its positions are spread over the larger grid."""
     layout: Kind
     gamma_depth: GammaDepth
     gamma_places: tuple[str, ...]
@@ -86,6 +88,7 @@ def resolve(
       DiT-XL and more in proportion for a narrower one (on the shipped base 1e-2 ended at 0.236, 3e-3 at 0.249, 1e-3
       at 0.272). Constant after a short warm-up that lets Adam's second moment fill.
     * `ema_decay` 0.999 with warm-up min(d, (1+k)/(10+k)), so that a short job's average forgets its first steps.
+    * `image_size` the base's own: twice that costs about five times as much a step.
     * `flip` off: mirroring is wrong for digits, letters and signs, and the caller alone knows.
     * `class_start` mean: see `core.training.class_start` for what was measured.
     """
@@ -102,6 +105,7 @@ def resolve(
         batch_size=batch_size,
         learning_rate=_learning_rate(ask, base),
         warmup_steps=ask.whole("warmup_steps", min(20, steps // 5), 0, max_steps),
+        image_size=_image_size(ask, base),
         layout=kind,
         gamma_depth=options.gamma_depth,
         gamma_places=options.gamma_places,
@@ -135,6 +139,14 @@ def _steps(ask: "_Asker", images: int, batch_size: int, max_steps: int) -> int:
     return ask.whole("steps", min(200 + images // 10, 600, max_steps), 1, max_steps)
 
 
+def _image_size(ask: "_Asker", base: BaseSummary) -> int:
+    own, unit = base.image_size, base.size_unit
+    size = ask.whole("image_size", own, own, MAX_SIZE_FACTOR * own)
+    if size % unit and size != own:
+        raise Invalid(f"image_size must be a multiple of {unit}", pointer=ask.pointer("image_size"))
+    return size
+
+
 def _learning_rate(ask: "_Asker", base: BaseSummary) -> float:
     if ask.is_given("learning_rate"):
         if ask.is_given("learning_rate_multiplier"):
@@ -163,8 +175,8 @@ def _seed(seed: object) -> int:
 
 _FIELDS = frozenset(
     (
-        "steps n_epochs batch_size learning_rate learning_rate_multiplier warmup_steps layout gamma_depth gamma_places "
-        "class_start ema_decay clip_norm label_dropout flip min_snr_gamma metrics_every validation_every "
+        "steps n_epochs batch_size learning_rate learning_rate_multiplier warmup_steps image_size layout gamma_depth "
+        "gamma_places class_start ema_decay clip_norm label_dropout flip min_snr_gamma metrics_every validation_every "
         "checkpoint_every preview_every preview_images preview_steps"
     ).split()
 )

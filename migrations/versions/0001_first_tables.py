@@ -152,6 +152,8 @@ def upgrade() -> None:
         sa.Column("bytes", sa.BigInteger(), nullable=False),
         sa.Column("parameters", sa.BigInteger(), nullable=False),
         sa.Column("base_parameters", sa.BigInteger(), nullable=False),
+        sa.Column("image_size", sa.Integer(), nullable=False),
+        sa.Column("layout", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=False),
         sa.Column("classes", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=False),
         sa.Column("metrics", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=False),
         sa.Column("labels", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=False),

@@ -228,3 +228,20 @@ def test_a_base_takes_twice_its_own_size(base: Base):
 
 def test_the_builder_makes_learned_sigma_transformers():
     assert make_transformer(learned_sigma=True).config["out_channels"] == 8
+
+
+@pytest.mark.parametrize("scale", [1, 1.5, 2])
+def test_positions_of_a_larger_picture_lie_between_those_of_the_bases_own(base: Base, scale: float):
+    """(i/s, j/s) for s times the base's size, arXiv 2304.06648: the same sines, evaluated at these places."""
+    grid, hidden = int(scale * 4), base.hidden
+    embed = base.network.transformer.pos_embed
+    with torch.no_grad():
+        zero = torch.zeros(1, base.channels, 2 * grid, 2 * grid)
+        found = (embed(zero) - embed.proj(zero).flatten(2).transpose(1, 2)).view(grid, grid, hidden)
+    places = torch.arange(grid) / scale
+    frequencies = 10_000.0 ** -(torch.arange(hidden // 4) / (hidden // 4))
+    angles = places[:, None] * frequencies
+    along = torch.cat([angles.sin(), angles.cos()], dim=1)  # (g, H/2)
+    wanted = torch.cat([along.expand(grid, -1, -1), along[:, None].expand(-1, grid, -1)], dim=2)  # x, then y
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert scale == 1 or not torch.allclose(found[1, 0], embed.pos_embed[0].view(4, 4, hidden)[1, 0], atol=1e-2)

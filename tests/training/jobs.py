@@ -11,10 +11,10 @@ from core.training.spec import TrainSpec, resolve
 CLASSES = ("dark", "light", "striped")
 
 
-def make_images(base: Base, per_class: int = 8, seed: int = 0) -> tuple[np.ndarray, list[int]]:
-    """Noisy dark, light and striped squares of the base's size."""
+def make_images(base: Base, per_class: int = 8, seed: int = 0, side: int | None = None) -> tuple[np.ndarray, list[int]]:
+    """Noisy dark, light and striped squares, of the base's size unless another is named."""
     random = np.random.default_rng(seed)
-    size = base.image_size
+    size = side or base.image_size
     stripes = np.where(np.arange(size) % 4 < 2, 40, 220)[None, :, None]
     kinds = [np.full((size, size, 3), 40), np.full((size, size, 3), 220), np.broadcast_to(stripes, (size, size, 3))]
     labels = [number for number in range(len(kinds)) for _ in range(per_class)]
@@ -22,8 +22,10 @@ def make_images(base: Base, per_class: int = 8, seed: int = 0) -> tuple[np.ndarr
     return np.stack(images).astype(np.uint8), labels
 
 
-def make_data(base: Base, *, per_class: int = 8, seed: int = 0, flip: bool = False) -> TrainingData:
-    images, labels = make_images(base, per_class, seed)
+def make_data(
+    base: Base, *, per_class: int = 8, seed: int = 0, flip: bool = False, side: int | None = None
+) -> TrainingData:
+    images, labels = make_images(base, per_class, seed, side)
     return prepare(base, images, labels, CLASSES, seed, flip)
 
 

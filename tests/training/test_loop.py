@@ -247,6 +247,26 @@ def test_the_fused_path_is_for_one_job(base: Base, data: TrainingData):
         advance(base, trainees)
 
 
+def test_jobs_of_two_image_sizes_do_not_share_a_pass(base: Base, data: TrainingData):
+    jobs = [(data, make_spec(base)), (make_data(base, side=16), make_spec(base, image_size=16))]
+    with pytest.raises(Invalid, match="one image size"):
+        co_train(base, jobs, 1)
+
+
+def test_it_learns_above_the_bases_size_and_says_so(base: Base):
+    data, spec = make_data(base, side=16), make_spec(base, steps=60, batch_size=8, learning_rate=0.01, image_size=16)
+    assert data.mean.shape == (24, 1, 3, 16, 16)
+    before = validation_loss(base, data, spec, start(base, data, spec))
+    state = run(base, data, spec)
+    after = validation_loss(base, data, spec, state)
+    assert before is not None
+    assert after is not None
+    assert after < 0.9 * before
+    kept = adapter_format.load(adapter_format.save(finish(state, base, spec, data)))
+    assert kept.meta["image_size"] == kept.meta["training"]["image_size"] == 16
+    assert kept.layout == base.layout()  # no new parameters
+
+
 def test_a_poisoned_job_fails_alone(base: Base, data: TrainingData):
     poisoned = replace(data, mean=torch.full_like(data.mean, torch.nan))
     spec = make_spec(base)

@@ -103,3 +103,12 @@ def test_a_seed_out_of_bounds_is_named(base: Base, seed: Any):
 def test_resolving_needs_no_torch():
     code = "import sys, core.training.spec; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_image_size_is_the_bases_own_up_to_twice_that_in_whole_patches(base: Base):
+    assert ask(base).image_size == base.image_size == 8
+    assert [ask(base, image_size=size).image_size for size in (8, 10, 16)] == [8, 10, 16]
+    for wrong in (6, 11, 18, 16.0, True, "16"):
+        with pytest.raises(Invalid) as caught:
+            ask(base, image_size=wrong)
+        assert caught.value.pointer == f"{POINTER}/image_size"

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 from sqlalchemy import select, update
 
+from core.adapters import format as adapter_format
+from core.errors import Invalid
 from core.jobs import service as jobs
 from core.models import Checkpoint, Job, JobMetric, Preview
 from tests.worker.shop import Shop
@@ -207,3 +209,29 @@ def _picture(shop: Shop, sample_id: str) -> bytes:
     [image] = shop.get_sample(sample_id).images or []
     pixels = Image.open(io.BytesIO(shop.services.store.get(image["key"])))
     return pixels.tobytes()
+
+
+def test_a_job_above_the_bases_size_trains_draws_and_says_so(shop: Shop) -> None:
+    job_id = shop.job(image_size=64, steps=2, preview_every=2, preview_steps=2, gamma_depth=[1, 3])
+    shop.pump()
+    assert shop.get_job(job_id).status == "succeeded", shop.get_job(job_id).error
+    [row] = shop.adapters(job_id)
+    assert row.image_size == 64
+    assert row.layout == {"kind": "difffit", "gamma_depth": [1, 3], "gamma_places": ["attention", "mlp"]}
+    adapter = adapter_format.load(shop.services.store.get(row.object_key))
+    assert adapter.meta["image_size"] == 64
+    assert adapter.layout.options.gamma_depth == (1, 3)
+    with shop.services.database.read() as session:
+        preview = session.scalars(select(Preview).where(Preview.job_id == job_id)).one()
+    assert Image.open(io.BytesIO(shop.services.store.get(preview.object_key))).height == 64
+    for asked, side in ((None, 64), ("64x64", 64), ("32x32", 32)):
+        sample = shop.get_sample(shop.sample(row.id, prompt=row.classes[0], size=asked))
+        shop.pump()
+        sample = shop.get_sample(sample.id)
+        assert sample.status == "succeeded", sample.error
+        assert sample.images is not None
+        assert Image.open(io.BytesIO(shop.services.store.get(sample.images[0]["key"]))).size == (side, side)
+    with pytest.raises(Invalid, match="only 64x64, 32x32"):
+        shop.sample(row.id, prompt=row.classes[0], size="48x48")
+    with pytest.raises(Invalid, match="only 32x32"):
+        shop.sample(size="64x64")
