@@ -1,4 +1,4 @@
-"""Downstream domains that pretraining never saw, as pictures of 64 x 64: what an adapter is to learn.
+"""Downstream domains that pretraining never saw, as pictures of 64 x 64 or larger: what an adapter is to learn.
 
 | domain | what | licence |
 |---|---|---|
@@ -57,7 +57,7 @@ _GLYPHS = {
 
 @dataclass(frozen=True)
 class Pictures:
-    """(N, 64, 64, 3) uint8 and the label of each."""
+    """(N, s, s, 3) uint8 and the label of each."""
 
     pixels: np.ndarray
     labels: np.ndarray
@@ -84,17 +84,17 @@ class Domain:
     digest: str
 
 
-def load(name: str) -> Domain:
-    """A domain by name; fetched or drawn when first asked for."""
+def load(name: str, side: int = SIDE) -> Domain:
+    """A domain by name; fetched or drawn when first asked for. Icons are drawn at `side`, the others enlarged to it."""
     match name:
         case "lineart":
-            entries = _read_zip(EXAMPLES / "openmoji_lineart_64.zip")
+            entries = _read_zip(EXAMPLES / "openmoji_lineart_64.zip", side)
         case "digits":
-            entries = _read_zip(EXAMPLES / "mnist_digits_32.zip")
+            entries = _read_zip(EXAMPLES / "mnist_digits_32.zip", side)
         case "game" | "glyphs":
-            entries = _drawn(name)
+            entries = _drawn(name, side)
         case "clipart":
-            entries = _read_zip(EXAMPLES / "openclipart_64.zip")
+            entries = _read_zip(EXAMPLES / "openclipart_64.zip", side)
         case _:
             raise ValueError(f"{name} is no domain; one of {', '.join(NAMES)}")
     return _split(name, entries)
@@ -118,7 +118,7 @@ def subject_of(file_name: str) -> str:
     return re.sub(r"[-_ ]?\d+$", "", stem) or stem
 
 
-def _read_zip(path: Path) -> list[_Entry]:
+def _read_zip(path: Path, side: int) -> list[_Entry]:
     entries: list[_Entry] = []
     with zipfile.ZipFile(path) as archive:
         for name in sorted(archive.namelist()):
@@ -126,19 +126,19 @@ def _read_zip(path: Path) -> list[_Entry]:
             if inside.suffix != ".png" or len(inside.parts) != 2:
                 continue
             with Image.open(io.BytesIO(archive.read(name))) as picture:
-                small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+                small = picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
             # Digits are numbered and no two are one drawing: each is a subject of its own.
             subject = name if re.fullmatch(r"[\d_-]*", inside.stem) or "digit" in name else subject_of(name)
             entries.append(_Entry(subject, inside.parts[0], np.asarray(small)))
     return entries
 
 
-def _drawn(name: str) -> list[_Entry]:
+def _drawn(name: str, side: int) -> list[_Entry]:
     """Icons of a package as pictures; kept in `.work`, for drawing takes a while."""
-    kept = WORK / f"{name}.npz"
+    kept = WORK / (f"{name}.npz" if side == SIDE else f"{name}-{side}.npz")
     if not kept.exists():
         modules = _fetch()
-        entries = _draw_game(modules) if name == "game" else _draw_glyphs(modules)
+        entries = _draw_game(modules, side) if name == "game" else _draw_glyphs(modules, side)
         kept.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(
             kept,
@@ -166,7 +166,7 @@ def _fetch() -> Path:
     return modules
 
 
-def _draw_game(modules: Path) -> list[_Entry]:
+def _draw_game(modules: Path, side: int) -> list[_Entry]:
     """Icons whose name has a word of exactly one class."""
     words = {kind: set(text.split()) for kind, text in _GAME.items()}
 
@@ -174,16 +174,16 @@ def _draw_game(modules: Path) -> list[_Entry]:
         kinds = [kind for kind, known in words.items() if known & set(icon.split("-"))]
         return kinds[0] if len(kinds) == 1 else None
 
-    return _draw(modules, "game-icons", class_of)
+    return _draw(modules, "game-icons", class_of, side)
 
 
-def _draw_glyphs(modules: Path) -> list[_Entry]:
+def _draw_glyphs(modules: Path, side: int) -> list[_Entry]:
     metadata = json.loads((modules / "@iconify-json" / _ICONS[1] / "metadata.json").read_text())
     kinds = {icon: kind for kind, title in _GLYPHS.items() for icon in metadata["categories"][title]}
-    return _draw(modules, _ICONS[1], kinds.get)
+    return _draw(modules, _ICONS[1], kinds.get, side)
 
 
-def _draw(modules: Path, package: str, class_of) -> list[_Entry]:  # noqa: ANN001
+def _draw(modules: Path, package: str, class_of, side: int) -> list[_Entry]:  # noqa: ANN001
     from pretraining.data import Drawing, draw  # noqa: PLC0415  # needs resvg
 
     icons = json.loads((modules / "@iconify-json" / package / "icons.json").read_text())
@@ -197,7 +197,7 @@ def _draw(modules: Path, package: str, class_of) -> list[_Entry]:  # noqa: ANN00
         width = body.get("width", icons.get("width", 16))
         height = body.get("height", icons.get("height", 16))
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{body["body"]}</svg>'
-        pixels = draw(Drawing(0, icon, 0, svg.replace("currentColor", "black")))
+        pixels = draw(Drawing(0, icon, 0, svg.replace("currentColor", "black")), side)
         if pixels is not None:
             counts[kind] = counts.get(kind, 0) + 1
             entries.append(_Entry(re.sub(r"-\d+$", "", icon) if kind != "abstract" else icon, kind, pixels))

@@ -133,19 +133,19 @@ def read_drawings(modules: Path) -> Iterator[Drawing]:
             yield Drawing(number, subject, labels[subject], svg)
 
 
-def draw(drawing: Drawing) -> np.ndarray | None:
-    """(64, 64, 3) uint8 on white; None where the SVG cannot be drawn or is empty."""
+def draw(drawing: Drawing, size: int = SIZE) -> np.ndarray | None:
+    """(size, size, 3) uint8 on white; None where the SVG cannot be drawn or is empty."""
     import resvg_py
 
     try:
-        png = resvg_py.svg_to_bytes(svg_string=drawing.svg, width=2 * SIZE, height=2 * SIZE, skip_system_fonts=True)
+        png = resvg_py.svg_to_bytes(svg_string=drawing.svg, width=2 * size, height=2 * size, skip_system_fonts=True)
     except ValueError:
         return None
     drawn = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
     # Drawn twice as large and box-averaged: softer edges than the renderer's own, and easier for a small VAE.
     canvas = Image.new("RGBA", drawn.size, "white")
     canvas.alpha_composite(drawn)
-    small = canvas.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX)
+    small = canvas.convert("RGB").resize((size, size), Image.Resampling.BOX)
     pixels = np.asarray(small)
     return pixels if pixels.std() > 1 else None
 

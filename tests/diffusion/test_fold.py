@@ -8,6 +8,7 @@ from core.diffusion.base import Base
 from core.diffusion.families import load_base
 from core.diffusion.fold import fold
 from core.errors import Conflict
+from core.settings import PACKAGED_BASE
 from tests.diffusion.tiny import make_adapter, make_pipeline
 
 
@@ -35,6 +36,19 @@ def test_a_folded_adapter_equals_the_unfolded_one(bases: tuple[Base, Base]) -> N
     assert float((folded - untouched).abs().max()) > 1e-2 * scale  # the negative control
     assert (own.num_classes, own.id2label[2]) == (3, adapter.classes[2])
     assert np.array_equal(own.class_starts(labels), own.class_table[labels])
+
+
+def test_folding_into_the_shipped_base_changes_nothing_either() -> None:
+    base, own = load_base(PACKAGED_BASE), load_base(PACKAGED_BASE)
+    adapter = make_adapter(base, strength=0.05)
+    fold(own, adapter)
+    x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    t, labels = torch.tensor([40.0, 800.0]), torch.tensor([0, 3])
+    starts = base.class_starts(adapter.start_indices(base.num_classes)) + adapter.class_delta
+    with torch.no_grad():
+        unfolded = base.forward(x, t, adapter.theta.expand(2, -1), starts[labels])
+        folded = own.forward(x, t, None, own.class_table[labels])
+    assert float((folded - unfolded).abs().max()) <= 1e-5 * float(unfolded.abs().max())
 
 
 def test_an_adapter_of_another_base_is_not_folded(bases: tuple[Base, Base], tmp_path) -> None:
