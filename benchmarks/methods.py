@@ -32,7 +32,7 @@ from core.diffusion.places import AdaptedAffine
 from core.training.data import TrainingData, prepare
 from core.training.loop import Trainee, TrainState, finish, fit, numeric_path, start
 from core.training.objective import row_losses
-from core.training.optim import average_step, warmed_up
+from core.training.optim import average_step, rate_at
 from core.training.spec import TrainSpec, resolve
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -61,7 +61,7 @@ class Adapted:
 
 @dataclass(frozen=True)
 class Asked:
-    """How to train. None is the service's `auto`."""
+    """How to train. None is the service's `auto`; a rate that is given stays constant, as in the paper."""
 
     method: str
     steps: int | None
@@ -77,9 +77,10 @@ def spec_of(asked: Asked, summary: BaseSummary, pictures: int, classes: int) -> 
         "preview_every": None,
         **_OURS.get(asked.method, {}),
     }
-    for field in ("steps", "learning_rate"):
-        if (value := getattr(asked, field)) is not None:
-            given[field] = value
+    if asked.steps is not None:
+        given["steps"] = asked.steps
+    if asked.learning_rate is not None:
+        given |= {"learning_rate": asked.learning_rate, "rate_decay": 0.0}
     return resolve(given, images=pictures, classes=classes, base=summary, seed=asked.seed)
 
 
@@ -217,7 +218,7 @@ def _others(
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
         for group in optimizer.param_groups:
-            group["lr"] = warmed_up(spec.learning_rate, step, spec.warmup_steps)
+            group["lr"] = rate_at(step, spec.steps, spec.learning_rate, spec.warmup_steps, spec.rate_decay)
         optimizer.step()
         for average, parameter in zip(averages, parameters, strict=True):
             average_step(average, parameter.detach(), spec.ema_decay, step)

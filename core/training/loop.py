@@ -20,7 +20,7 @@ from core.errors import Invalid
 from core.training.class_start import choose_class_start
 from core.training.data import TrainingData, batch_indices
 from core.training.objective import row_losses
-from core.training.optim import adam_step, average_step, warmed_up
+from core.training.optim import adam_step, average_step, rate_at
 from core.training.randomness import generator
 from core.training.spec import TrainSpec
 
@@ -224,7 +224,7 @@ class Trainee:
             return Diverged(f"step {step}: loss {loss}, gradient norm {norm}; try a smaller learning rate")
         if norm > spec.clip_norm:
             gradient = gradient * (spec.clip_norm / norm)
-        rate = warmed_up(spec.learning_rate, step, spec.warmup_steps)
+        rate = rate_at(step, spec.steps, spec.learning_rate, spec.warmup_steps, spec.rate_decay)
         adam_step(state.vector, gradient, state.first, state.second, step, rate)
         average_step(state.average, state.vector, spec.ema_decay, step)
         state.step = step

@@ -18,9 +18,10 @@ def adam_step(vector: Tensor, gradient: Tensor, first: Tensor, second: Tensor, s
     vector.addcdiv_(first, denominator, value=-rate / (1 - BETAS[0] ** step))
 
 
-def warmed_up(rate: float, step: int, warmup_steps: int) -> float:
-    """The rate of a step (from 1): linear over the warm-up, constant after it."""
-    return rate * min(1.0, step / (warmup_steps + 1))
+def rate_at(step: int, steps: int, rate: float, warmup_steps: int, decay: float) -> float:
+    """The rate of a step (from 1): up in a line, constant, down in a line to zero over the last `decay` of all steps."""
+    up, down = step / (warmup_steps + 1), (steps - step + 1) / max(1.0, decay * steps)
+    return rate * min(1.0, up, down)
 
 
 @torch.no_grad()
