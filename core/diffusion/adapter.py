@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.diffusion.base import Base
+from core.diffusion.base import Base, start_indices
 from core.diffusion.layout import AdapterLayout
 from core.errors import Invalid
 
@@ -70,9 +70,3 @@ class Adapter:
     def start_indices(self, num_classes: int) -> Tensor:
         """(C + 1,) indices into `Base.class_starts` for a base of so many classes."""
         return start_indices(self.class_start, num_classes)
-
-
-def start_indices(class_start: Sequence[int | None], num_classes: int) -> Tensor:
-    """(C + 1,): each class's start row, then the null row; num_classes + 1 stands for the mean row."""
-    rows = [num_classes + 1 if start is None else start for start in class_start]
-    return torch.tensor([*rows, num_classes])

@@ -40,9 +40,7 @@ class AdapterBank:
         if adapter.base_fingerprint != self.base.fingerprint:
             raise Conflict("the adapter was made for another base", code="wrong_base")
         theta = self.layout.embed(adapter.layout, adapter.theta.to(self.device))
-        starts = adapter.start_indices(self.base.num_classes)
-        if int(starts.max()) > self.base.num_classes + 1 or int(starts.min()) < 0:
-            raise Invalid("class_start names a class that the base does not have")
+        starts = self.base.start_indices(adapter.classes, adapter.class_start)
         self._release(slot)
         self._name(slot, frozenset(adapter.layout.by_name))
         self.theta[slot].copy_(theta)  # whole, whatever was there
@@ -88,7 +86,7 @@ class AdapterBank:
         if scale is not None:
             delta = delta * scale.to(self.device)[:, None]
         start = self.base.class_starts(self._start[index])
-        return (start if share is None else start * share.to(self.device)[:, None]) + delta
+        return self.base.class_rows(start if share is None else start * share.to(self.device)[:, None], delta)
 
     def nbytes(self, adapter: Adapter) -> int:
         """Device bytes of an adapter's share."""

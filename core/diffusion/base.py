@@ -11,10 +11,17 @@ from torch import Tensor, nn
 
 from core.diffusion.catalog import BaseSummary, Prediction
 from core.diffusion.layout import AdapterLayout, Kind, LayoutOptions
-from core.diffusion.places import AdaptedAffine, AdaptedNorm, ForwardContext
+from core.diffusion.places import AdaptedAffine, AdaptedNorm, AdaptedTable, ForwardContext
 from core.diffusion.schedule import Schedule
+from core.errors import Invalid
 
 _CODEC_BATCH = 16
+
+
+def start_indices(class_start: Sequence[int | None], num_classes: int) -> Tensor:
+    """(C + 1,): each class's start row, then the null row; num_classes + 1 stands for the mean row."""
+    rows = [num_classes + 1 if start is None else start for start in class_start]
+    return torch.tensor([*rows, num_classes])
 
 
 class Base(ABC):
@@ -128,10 +135,10 @@ class Base(ABC):
         values = (layout or self.layout()).split(rows.to(self.dtype))
         return values if only is None else {name: value for name, value in values.items() if name in only}
 
-    def places(self) -> Iterator[AdaptedAffine | AdaptedNorm]:
+    def places(self) -> Iterator[AdaptedAffine | AdaptedNorm | AdaptedTable]:
         """Every adapted module, in the network's order."""
         for module in self.network.modules():
-            if isinstance(module, AdaptedAffine | AdaptedNorm):
+            if isinstance(module, AdaptedAffine | AdaptedNorm | AdaptedTable):
                 yield module
 
     def layout(self, kind: Kind = "difffit", gamma_depth: object = None, gamma_places: object = None) -> AdapterLayout:
@@ -140,13 +147,16 @@ class Base(ABC):
         key = (kind, options)
         if key not in self._layouts:
             shapes = self._shapes(kind, options)
-            self._layouts[key] = AdapterLayout.build(kind, shapes, self.hidden, options)
+            self._layouts[key] = AdapterLayout.build(kind, shapes, self.row_width, options)
         return self._layouts[key]
 
     def _shapes(self, kind: Kind, options: LayoutOptions) -> list[tuple[str, tuple[int, ...]]]:
         blocks = options.blocks(self.summary.layers)
         shapes: list[tuple[str, tuple[int, ...]]] = []
         for place in self.places():
+            if isinstance(place, AdaptedTable):
+                shapes.append((place.spec.name, tuple(place.table.shape)))
+                continue
             inner, spec = place.inner, place.spec
             if isinstance(inner, nn.LayerNorm):
                 if kind == "difffit":
@@ -164,9 +174,25 @@ class Base(ABC):
             ]
         return shapes
 
+    @property
+    def row_width(self) -> int:
+        """Values of a class row that train; 0 where classes are prompts, of which nothing trains."""
+        return self.hidden
+
+    def start_indices(self, classes: Sequence[str], class_start: Sequence[int | None]) -> Tensor:
+        """(C + 1,) indices for `class_starts`: where each class of an adapter starts, then the null row."""
+        indices = start_indices(class_start, self.num_classes)
+        if int(indices.max()) > self.num_classes + 1 or int(indices.min()) < 0:
+            raise Invalid("class_start names a class that the base does not have")
+        return indices
+
     def class_starts(self, starts: Tensor) -> Tensor:
         """Start rows (B, H) by class of the base; num_classes is the null row, num_classes + 1 the mean row."""
         return self._starts[starts]
+
+    def class_rows(self, starts: Tensor, differences: Tensor) -> Tensor:
+        """What `forward` is conditioned on, of start rows (B, H) and what training added to them (B, row_width)."""
+        return starts + differences
 
     @torch.no_grad()
     def encode(self, images: np.ndarray) -> tuple[Tensor, Tensor]:

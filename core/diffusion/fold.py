@@ -4,7 +4,7 @@ import torch
 
 from core.diffusion.adapter import Adapter
 from core.diffusion.base import Base
-from core.diffusion.places import AdaptedNorm
+from core.diffusion.places import AdaptedNorm, AdaptedTable
 from core.errors import Conflict
 
 
@@ -19,7 +19,12 @@ def fold(base: Base, adapter: Adapter) -> None:
         raise Conflict("the adapter was made for another base", code="wrong_base")
     values = adapter.layout.split(adapter.theta.to(base.device, base.dtype))
     for place in base.places():
-        name, inner = place.spec.name, place.inner
+        name = place.spec.name
+        if isinstance(place, AdaptedTable):
+            if (offset := values.get(name)) is not None:
+                place.table.add_(offset)
+            continue
+        inner = place.inner
         if (offset := values.get(f"{name}.bias")) is not None and inner.bias is not None:
             inner.bias.add_(offset)
         if isinstance(place, AdaptedNorm):
@@ -31,5 +36,6 @@ def fold(base: Base, adapter: Adapter) -> None:
                 inner.weight.mul_((1 + scale).view(-1, *(1,) * (inner.weight.ndim - 1)))
                 if inner.bias is not None:
                     inner.bias.mul_(1 + scale)
-    starts = base.class_starts(adapter.start_indices(base.num_classes).to(base.device))
-    base.set_classes(starts + adapter.class_delta.to(base.device), adapter.classes)
+    if base.row_width:
+        starts = base.class_starts(base.start_indices(adapter.classes, adapter.class_start).to(base.device))
+        base.set_classes(starts + adapter.class_delta.to(base.device), adapter.classes)

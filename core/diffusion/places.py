@@ -129,5 +129,20 @@ class AdaptedNorm(nn.Module):
         return y if bias is None else y + _tokens(bias)
 
 
+class AdaptedTable(nn.Module):
+    """A frozen table (N, H) of modulation: its offset is added to what the network adds the table to."""
+
+    def __init__(self, table: nn.Parameter, spec: PlaceSpec, context: ForwardContext) -> None:
+        super().__init__()
+        self.table = table
+        self.spec = spec
+        self._context = context
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, H) or (B, 1, H), and the offset of each row."""
+        offset = None if self._context.values is None else self._context.values.get(self.spec.name)
+        return x if offset is None else x + offset
+
+
 def _tokens(values: Tensor) -> Tensor:
     return values if values.ndim == 1 else values.unsqueeze(1)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from core.diffusion.adapter import Adapter, start_indices
+from core.diffusion.adapter import Adapter
 from core.diffusion.base import Base
 from core.diffusion.layout import AdapterLayout
 from core.errors import Invalid
@@ -183,7 +183,7 @@ class Trainee:
         self.spec = spec
         self.state = state
         self.layout = layout_of(base, spec)
-        self._starts = start_indices(state.class_start, base.num_classes).to(base.device)
+        self._starts = base.start_indices(data.classes, state.class_start).to(base.device)
         wanted = self.layout.parameter_count(len(data.classes))
         if len(state.vector) != wanted:
             raise Invalid(f"the state has {len(state.vector)} values, the job {wanted}")
@@ -210,10 +210,10 @@ class Trainee:
     def pieces(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """θ (P,) and the class rows' differences (C + 1, H) of a whole vector."""
         theta, table = vector.split([self.layout.size, len(vector) - self.layout.size])
-        return theta, table.view(-1, self.layout.hidden)
+        return theta, table.view(len(self.data.classes) + 1, self.layout.hidden)
 
     def class_rows(self, table: Tensor, labels: Tensor) -> Tensor:
-        return self.base.class_starts(self._starts[labels]) + table.index_select(0, labels)
+        return self.base.class_rows(self.base.class_starts(self._starts[labels]), table.index_select(0, labels))
 
     def update(self, gradient: Tensor, loss: float, seconds: float) -> "Progress | Diverged":
         """Take one step, or say that it cannot be taken and leave the state as it is."""

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from core.diffusion.base import Base
 from core.diffusion.catalog import BaseSummary, base_summary, read_json, weight_files
+from core.diffusion.families.adapting import adapt, load_vae
 from core.diffusion.families.dit_block import TrainingBlock
 from core.diffusion.layout import AdapterLayout
-from core.diffusion.places import AdaptedAffine, AdaptedNorm, ForwardContext, Gamma, PlaceSpec
+from core.diffusion.places import ForwardContext
 from core.diffusion.schedule import Schedule
 from core.errors import Invalid
 
@@ -46,8 +47,8 @@ class DiTNetwork(nn.Module):
         self._time_proj = embedders.time_proj
         self._context = context
         self._training_blocks: list[TrainingBlock] = []
-        _adapt(transformer, context)
-        _adapt_embedder(self.timestep_embedder, context)
+        adapt(transformer, context)
+        adapt(self.timestep_embedder, context, "conditioning.timestep_embedder")
 
     def join_weights(self) -> None:
         """Make ready for quick training, once the weights are where and of what type they stay."""
@@ -130,7 +131,7 @@ def load_dit(folder: Path, device: torch.device, dtype: torch.dtype, name: str |
     )
     assert isinstance(transformer, DiTTransformer2DModel)
     schedule = Schedule.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
-    return make_dit(summary, transformer, schedule, _load_vae(folder), device, dtype)
+    return make_dit(summary, transformer, schedule, load_vae(folder), device, dtype)
 
 
 def make_dit(
@@ -169,69 +170,3 @@ def _embedders(transformer: DiTTransformer2DModel, block: int) -> Any:
 
 def _norm1(transformer: DiTTransformer2DModel, block: int) -> Any:
     return transformer.transformer_blocks[block].norm1
-
-
-def _adapt(transformer: DiTTransformer2DModel, context: ForwardContext) -> None:
-    targets = {name: module for name, module in transformer.named_modules() if _is_affine(module)}
-    for name, module in targets.items():
-        _replace(transformer, name, _adapted(module, PlaceSpec(name, _gammas(name)), context))
-
-
-def _adapt_embedder(embedder: nn.Module, context: ForwardContext) -> None:
-    targets = {name: module for name, module in embedder.named_modules() if _is_affine(module)}
-    for name, module in targets.items():
-        _replace(embedder, name, _adapted(module, PlaceSpec(f"conditioning.timestep_embedder.{name}"), context))
-
-
-def _is_affine(module: nn.Module) -> bool:
-    if isinstance(module, nn.LayerNorm):
-        return module.elementwise_affine
-    return isinstance(module, nn.Linear | nn.Conv2d)
-
-
-def _adapted(module: nn.Module, spec: PlaceSpec, context: ForwardContext) -> nn.Module:
-    if isinstance(module, nn.LayerNorm):
-        return AdaptedNorm(module, spec, context)
-    assert isinstance(module, nn.Linear | nn.Conv2d)
-    return AdaptedAffine(module, spec, context)
-
-
-def _gammas(name: str) -> tuple[Gamma, ...]:
-    """The scale factors that may sit on a module's output: γ on attention and MLP is γ on their last projection."""
-    parts = name.split(".")
-    if parts[0] != "transformer_blocks":
-        return ()
-    block, role = int(parts[1]), ".".join(parts[2:])
-    prefix = f"transformer_blocks.{block}"
-    match role:
-        case "attn1.to_q" | "attn1.to_k" | "attn1.to_v":
-            return (Gamma("qkv", f"{prefix}.{role}.gamma", block),)
-        case "attn1.to_out.0":
-            projection = Gamma("projection", f"{prefix}.{role}.gamma", block)
-            return projection, Gamma("attention", f"{prefix}.attn1.gamma", block)
-        case "ff.net.2":
-            return (Gamma("mlp", f"{prefix}.ff.gamma", block),)
-    return ()
-
-
-def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(root.get_submodule(parent), leaf, module)
-
-
-def _load_vae(folder: Path) -> AutoencoderKL | None:
-    kind = read_json(folder / "model_index.json").get("vae", [None, None])[1]
-    if kind is None:
-        return None
-    if kind != "AutoencoderKL":
-        raise Invalid(f"model_index.json: vae {kind}; AutoencoderKL or none is supported")
-    weight_files(folder / "vae")
-    vae = AutoencoderKL.from_pretrained(
-        folder / "vae",
-        torch_dtype=torch.float32,
-        low_cpu_mem_usage=False,
-        use_safetensors=True,
-        local_files_only=True,
-    )
-    assert isinstance(vae, AutoencoderKL)
-    return vae
