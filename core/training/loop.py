@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -71,6 +71,7 @@ class NumericPath:
     dtype: str
     rows: RowPath
     micro_batch: int
+    world: int = 1  # processes that share a step's rows
 
     def to_json(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -86,7 +87,8 @@ def numeric_path(base: Base, spec: TrainSpec, rows: RowPath = "row") -> dict[str
     if device == "cuda":
         device = torch.cuda.get_device_name(base.device)
     dtype = str(base.dtype).removeprefix("torch.")
-    return NumericPath(torch.__version__, device, torch.get_num_threads(), dtype, rows, spec.batch_size).to_json()
+    threads, micro_batch = torch.get_num_threads(), math.ceil(spec.batch_size / spec.devices)
+    return NumericPath(torch.__version__, device, threads, dtype, rows, micro_batch, spec.devices).to_json()
 
 
 def start(base: Base, data: TrainingData, spec: TrainSpec) -> TrainState:
@@ -107,10 +109,11 @@ def fit(
     spec: TrainSpec,
     state: TrainState | None = None,
     path: Mapping[str, Any] | None = None,
+    ranks: "Ranks | None" = None,
 ) -> Iterator[Progress]:
     """Train from `state` (default: the start) to the spec's last step, one `Progress` a step."""
     state = state if state is not None else start(base, data, spec)
-    trainee = Trainee(base, data, spec, state, path)
+    trainee = Trainee(base, data, spec, state, path, ranks)
     while state.step < spec.steps:
         [result] = advance(base, [trainee])
         if isinstance(result, Diverged):
@@ -166,8 +169,21 @@ class Draw:
     labels: Tensor  # (B,) rows of the job's class table
 
 
+class Ranks(Protocol):
+    """The processes that share a job's rows; see `core.training.distributed`."""
+
+    @property
+    def world(self) -> int: ...
+
+    def begin(self, step: int) -> None: ...
+
+    def share(self, rows: int) -> range: ...
+
+    def sum(self, *parts: Tensor) -> list[Tensor]: ...
+
+
 class Trainee:
-    """One job in training."""
+    """One job in training; with `ranks`, this process's share of it."""
 
     def __init__(
         self,
@@ -176,8 +192,10 @@ class Trainee:
         spec: TrainSpec,
         state: TrainState,
         path: Mapping[str, Any] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.base = base
+        self.ranks = ranks
         self.path = NumericPath.from_json(path if path is not None else numeric_path(base, spec))
         self.data = data
         self.spec = spec
@@ -206,6 +224,12 @@ class Trainee:
         return Draw(
             x0.to(device), eps.to(device), t.clamp(max=len(self.base.schedule) - 1).to(device), labels.to(device)
         )
+
+    @property
+    def rows(self) -> range:
+        """Which rows of its batch are this process's."""
+        size = self.spec.batch_size
+        return range(size) if self.ranks is None else self.ranks.share(size)
 
     def pieces(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """θ (P,) and the class rows' differences (C + 1, H) of a whole vector."""
@@ -270,6 +294,13 @@ def advance(base: Base, trainees: Sequence[Trainee]) -> list[Progress | Diverged
         raise Invalid("jobs of one pass must train on one image size")
     if len(trainees) > 1 and any(trainee.path.rows == "fused" for trainee in trainees):
         raise Invalid("the fused path trains one job a pass")
+    ranks = trainees[0].ranks
+    if len(trainees) > 1 and any(trainee.ranks is not None for trainee in trainees):
+        raise Invalid("a job on several devices is trained alone")
+    if trainees[0].path.world != (1 if ranks is None else ranks.world):
+        raise Invalid(f"the job's numeric path has {trainees[0].path.world} processes")
+    if ranks is not None:
+        ranks.begin(trainees[0].state.step)
     draws = [trainee.draw() for trainee in trainees]
     leaves = [trainee.state.vector.detach().requires_grad_() for trainee in trainees]
     sizes = [len(draw.t) for draw in draws]
@@ -278,7 +309,7 @@ def advance(base: Base, trainees: Sequence[Trainee]) -> list[Progress | Diverged
     shares = torch.cat([torch.full((size,), 1 / size) for size in sizes]).to(base.device)
     gammas = _min_snr_gammas(trainees)
     by_row = torch.zeros(len(t), device=base.device)
-    for part in _parts(sizes, [trainee.path.micro_batch for trainee in trainees], base.device):
+    for part in _parts(trainees, base.device):
         with torch.enable_grad(), base.context.steady(0 if is_fused else STEADY_ROWS):
             theta, c_rows = _gather(trainees, leaves, draws, slots, part)
             x_t = base.schedule.add_noise(x0[part], eps[part], t[part])
@@ -287,21 +318,26 @@ def advance(base: Base, trainees: Sequence[Trainee]) -> list[Progress | Diverged
             rows = row_losses(base.schedule, out, x0[part], eps[part], x_t, t[part], base.learned_sigma, weights)
             (rows * shares[part]).sum().backward()
         by_row[part] = rows.detach()
+    gradients: list[Tensor] = []
+    for leaf in leaves:
+        assert leaf.grad is not None
+        gradients.append(leaf.grad)
+    if ranks is not None:
+        *gradients, by_row = ranks.sum(*gradients, by_row)
     seconds = time.perf_counter() - began
     results: list[Progress | Diverged] = []
-    for number, (trainee, leaf) in enumerate(zip(trainees, leaves, strict=True)):
-        assert leaf.grad is not None
-        results.append(trainee.update(leaf.grad, float(by_row[slots == number].mean()), seconds))
+    for number, (trainee, gradient) in enumerate(zip(trainees, gradients, strict=True)):
+        results.append(trainee.update(gradient, float(by_row[slots == number].mean()), seconds))
     return results
 
 
-def _parts(sizes: Sequence[int], micro_batches: Sequence[int], device: torch.device) -> list[Tensor]:
-    """Row numbers of each micro-batch: every job is cut where it would be cut alone."""
-    offsets = [sum(sizes[:number]) for number in range(len(sizes))]
-    own = [
-        (offset + torch.arange(size)).split(cut)
-        for offset, size, cut in zip(offsets, sizes, micro_batches, strict=True)
-    ]
+def _parts(trainees: Sequence[Trainee], device: torch.device) -> list[Tensor]:
+    """Row numbers of each micro-batch of this process: every job is cut where it would be cut alone."""
+    own: list[tuple[Tensor, ...]] = []
+    offset = 0
+    for trainee in trainees:
+        own.append((offset + torch.tensor(trainee.rows)).split(trainee.path.micro_batch))
+        offset += trainee.spec.batch_size
     return [
         torch.cat([parts[number] for parts in own if number < len(parts)]).to(device)
         for number in range(max(len(parts) for parts in own))

@@ -18,6 +18,7 @@ XL_LEARNING_RATE, XL_HIDDEN = 1e-4, 1152
 POINTER = "/method/difffit/hyperparameters"
 MAX_STEPS = 20_000
 MAX_BATCH = 256
+MAX_DEVICES = 64
 MAX_AUTO_RATE = 1e-3
 """Of a base's own rate: a job's auto rate stays within ten times this, however narrow the base."""
 MAX_SEED = 2**63 - 1
@@ -50,6 +51,7 @@ class TrainSpec:
     preview_every: int | None
     preview_images: int
     preview_steps: int
+    devices: int = 1
 
     @property
     def digest(self) -> str:
@@ -76,6 +78,7 @@ def resolve(
     base: BaseSummary,
     seed: int,
     max_steps: int = MAX_STEPS,
+    max_devices: int = MAX_DEVICES,
     pointer: str = POINTER,
 ) -> TrainSpec:
     """The spec of a request on a dataset of so many images and classes; a field that is out of bounds is named.
@@ -93,6 +96,7 @@ def resolve(
     * `ema_decay` 0.999 with warm-up min(d, (1+k)/(10+k)), so that a short job's average forgets its first steps.
     * `image_size` the base's own: twice that costs about five times as much a step.
     * `flip` off: mirroring is wrong for digits, letters and signs, and the caller alone knows.
+    * `devices` 1: more of them only make a step of a large base shorter.
     * `class_start` mean: see `core.training.class_start` for what was measured.
     """
     ask = _Asker(hyperparameters, pointer)
@@ -125,6 +129,7 @@ def resolve(
         preview_every=preview_every,
         preview_images=ask.whole("preview_images", max(1, min(classes, 4)), 1, 16),
         preview_steps=ask.whole("preview_steps", 15, 1, 100),
+        devices=_devices(ask, batch_size, max_devices),
     )
 
 
@@ -149,6 +154,19 @@ def _image_size(ask: "_Asker", base: BaseSummary) -> int:
     if size % unit and size != own:
         raise Invalid(f"image_size must be a multiple of {unit}", pointer=ask.pointer("image_size"))
     return size
+
+
+def _devices(ask: "_Asker", batch_size: int, max_devices: int) -> int:
+    devices = ask.whole("devices", 1, 1, MAX_DEVICES)
+    if devices > max_devices:
+        raise Invalid(
+            f"devices is {devices}; this service trains a job on at most {max_devices}", pointer=ask.pointer("devices")
+        )
+    if devices > batch_size:
+        raise Invalid(
+            f"devices is {devices}, but a batch of {batch_size} has no row for each", pointer=ask.pointer("devices")
+        )
+    return devices
 
 
 def _learning_rate(ask: "_Asker", base: BaseSummary) -> float:
@@ -179,9 +197,9 @@ def _seed(seed: object) -> int:
 
 _FIELDS = frozenset(
     (
-        "steps n_epochs batch_size learning_rate learning_rate_multiplier warmup_steps rate_decay image_size "
-        "layout gamma_depth gamma_places class_start ema_decay clip_norm label_dropout flip min_snr_gamma metrics_every validation_every "
-        "checkpoint_every preview_every preview_images preview_steps"
+        "steps n_epochs batch_size learning_rate learning_rate_multiplier warmup_steps rate_decay image_size layout "
+        "gamma_depth gamma_places class_start ema_decay clip_norm label_dropout flip min_snr_gamma metrics_every "
+        "validation_every checkpoint_every preview_every preview_images preview_steps devices"
     ).split()
 )
 

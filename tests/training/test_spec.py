@@ -112,3 +112,17 @@ def test_the_image_size_is_the_bases_own_up_to_twice_that_in_whole_patches(base:
         with pytest.raises(Invalid) as caught:
             ask(base, image_size=wrong)
         assert caught.value.pointer == f"{POINTER}/image_size"
+
+
+def test_devices_are_refused_where_there_are_fewer_or_no_row_for_each(base: Base):
+    assert ask(base).devices == 1
+    assert ask(base, devices=2).devices == 2
+    for asked, most, message in (
+        ({"devices": 3}, 2, "this service trains a job on at most 2"),
+        ({"devices": 4, "batch_size": 3}, 8, "a batch of 3 has no row for each"),
+        ({"devices": 0}, 8, "must be a whole number from 1 to"),
+        ({"devices": True}, 8, "must be a whole number from 1 to"),
+    ):
+        with pytest.raises(Invalid, match=message) as caught:
+            resolve(asked, images=9, classes=1, base=base.summary, seed=0, max_devices=most)
+        assert caught.value.pointer == f"{POINTER}/devices"
