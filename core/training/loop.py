@@ -88,7 +88,8 @@ def numeric_path(base: Base, spec: TrainSpec, rows: RowPath = "row") -> dict[str
         device = torch.cuda.get_device_name(base.device)
     dtype = str(base.dtype).removeprefix("torch.")
     threads, micro_batch = torch.get_num_threads(), math.ceil(spec.batch_size / spec.devices)
-    return NumericPath(torch.__version__, device, threads, dtype, rows, micro_batch, spec.devices).to_json()
+    path = NumericPath(torch.__version__, device, threads, dtype, rows, micro_batch, world=spec.devices)
+    return path.to_json()
 
 
 def start(base: Base, data: TrainingData, spec: TrainSpec) -> TrainState:
