@@ -16,12 +16,13 @@ from benchmarks import domains, measure
 from benchmarks.cells import BASE
 from benchmarks.drawing import draw
 from benchmarks.methods import Asked, Predict, adapt, null_of, training_data
+from benchmarks.table import MAIN
 from core.diffusion.families import load_base
 
 PICTURES = 200
 COLUMNS = 12
 WATCH = (20, 40, 80, 120, 160)
-SCALE = 2.0
+GUIDANCE, SCALE = MAIN
 SEED = 1
 
 
@@ -43,7 +44,7 @@ def strip(name: str, folder: Path) -> tuple[np.ndarray, list[float]]:
             return
         paused = time.perf_counter()
         seconds.append(round(paused - began - drawing, 1))
-        rows.append(draw(base, predict, null, labels.tolist(), len(domain.classes), "domain", SCALE, SEED))
+        rows.append(draw(base, predict, null, labels.tolist(), len(domain.classes), GUIDANCE, SCALE, SEED))
         drawing += time.perf_counter() - paused
 
     asked = Asked("difffit", None, 8, None, SEED)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import domains
 from benchmarks.cells import BASE, RESULTS, Place, run_cells
-from benchmarks.table import SIZES, Table
+from benchmarks.table import MAIN, SIZES, Table, at
 
 SEED = SIZES.seeds[0]
 
@@ -28,11 +28,11 @@ def main() -> None:
     table.tune_rates()
     table.tune_scales()
     tuned = [table.cell("difffit", name, SEED) for name in names]
-    chosen = [replace(cell, learning_rate=None, steps=None, draws=cell.draws[:1]) for cell in tuned]
+    chosen = [replace(cell, learning_rate=None, steps=None, draws=(MAIN,)) for cell in tuned]
     pairs = zip(run_cells(place, tuned, table.workers), run_cells(place, chosen, table.workers), strict=True)
     ratios: dict[str, float] = {}
     for name, (best, auto) in zip(names, pairs, strict=True):
-        ours, theirs = (result["draws"][0]["kernel_distance"] for result in (auto, best))
+        ours, theirs = (at(result, MAIN)["kernel_distance"] for result in (auto, best))
         ratios[name] = round(ours["value"] / theirs["value"], 4)
         for title, result, kernel in (("auto", auto, ours), ("tuned", best, theirs)):
             print(

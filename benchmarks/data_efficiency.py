@@ -13,7 +13,7 @@ from benchmarks.table import MAIN, SIZES, TUNING_DOMAINS, Table
 
 METHODS = ("difffit", "full")
 COUNTS = (20, 50, 100, 300)
-WATCH = (100, 200)
+WATCH = (100,)
 STEPS = 400
 DOMAIN = "lineart"
 PICTURES = 100

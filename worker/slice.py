@@ -245,7 +245,6 @@ class Slice:
                     seed=_PREVIEW_SEED + label,
                     steps=spec.preview_steps,
                     size=spec.image_size,
-                    guidance="domain",  # as requests for images of an adapter are drawn by default
                 )
             )
             for label in range(min(len(adapter.classes), spec.preview_images))

@@ -76,7 +76,7 @@ def create_evaluation(
 
 def evaluate_adapter(session: Session, job: Job, adapter: Adapter, dataset: Dataset) -> Evaluation:
     """Measure what a job has just made against what it held out. Raises Invalid where that is too little."""
-    drawn = SampleSpec.default(guidance="domain", seed=0, size=adapter.image_size)
+    drawn = SampleSpec.default(seed=0, size=adapter.image_size)
     evaluation = Evaluation(
         tenant_id=job.tenant_id,
         dataset_id=dataset.id,

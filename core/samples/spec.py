@@ -8,7 +8,15 @@ from typing import Any, Literal, Self
 from core.diffusion.catalog import BaseSummary
 from core.errors import Invalid
 from core.models import Adapter
-from core.sampling.request import DEFAULT_SOLVER, DEFAULT_STEPS, MAX_PARTS, Guidance, Solver
+from core.sampling.request import (
+    DEFAULT_GUIDANCE,
+    DEFAULT_SCALES,
+    DEFAULT_SOLVER,
+    DEFAULT_STEPS,
+    MAX_PARTS,
+    Guidance,
+    Solver,
+)
 
 Format = Literal["png", "webp", "jpeg"]
 MEDIA_TYPES: dict[Format, str] = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
@@ -61,10 +69,10 @@ class SampleSpec:
         return cls(**{**data, "guidance_interval": (low, high), "adapters": parts})
 
     @classmethod
-    def default(cls, guidance: Guidance, seed: int, size: int) -> Self:
+    def default(cls, seed: int, size: int) -> Self:
         """One picture without a class, as drawn where nothing is asked."""
-        scale = _DEFAULT_SCALE[guidance]
-        return cls(None, None, 1, size, seed, DEFAULT_STEPS, DEFAULT_SOLVER, guidance, scale)
+        scale = DEFAULT_SCALES[DEFAULT_GUIDANCE]
+        return cls(None, None, 1, size, seed, DEFAULT_STEPS, DEFAULT_SOLVER, DEFAULT_GUIDANCE, scale)
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ def resolve(base: BaseSummary, parts: Sequence[tuple[Adapter, float]], asked: As
     output_format = asked.output_format or "png"
     if output_format == "png" and asked.output_compression not in (None, 100):
         raise Invalid("output_compression is for jpeg and webp: a png loses nothing", pointer="/output_compression")
-    chosen = asked.guidance or ("domain" if parts else "cfg")
+    chosen = asked.guidance or DEFAULT_GUIDANCE
     spec = SampleSpec(
         label=None,
         class_name=_named(asked.prompt),
@@ -112,7 +120,7 @@ def resolve(base: BaseSummary, parts: Sequence[tuple[Adapter, float]], asked: As
         steps=DEFAULT_STEPS if asked.steps is None else asked.steps,
         solver=asked.solver or DEFAULT_SOLVER,
         guidance=chosen,
-        guidance_scale=_DEFAULT_SCALE[chosen] if asked.guidance_scale is None else asked.guidance_scale,
+        guidance_scale=DEFAULT_SCALES[chosen] if asked.guidance_scale is None else asked.guidance_scale,
         guidance_interval=(low, high),
         timeout=asked.timeout,
         output_format=output_format,
@@ -127,9 +135,6 @@ def resolve(base: BaseSummary, parts: Sequence[tuple[Adapter, float]], asked: As
 def _part(prompt: str | None, adapter: Adapter, weight: float) -> PartSpec:
     label = _label(prompt, [str(name) for name in adapter.classes], adapter.model)
     return PartSpec(adapter.id, adapter.model, weight, label)
-
-
-_DEFAULT_SCALE: dict[Guidance, float] = {"none": 1.0, "cfg": 3.0, "domain": 2.0}
 
 
 def _named(prompt: str | None) -> str | None:

@@ -17,8 +17,8 @@ MAX_PARTS = 4
 MAX_TIMEOUT = 3600.0
 DEFAULT_STEPS = 20
 DEFAULT_SOLVER: Solver = "dpm++"
-DEFAULT_GUIDANCE: Guidance = "cfg"
-DEFAULT_GUIDANCE_SCALE = 2.0
+DEFAULT_GUIDANCE: Guidance = "cfg"  # what measured best, with adapters and without (docs/evaluation.md)
+DEFAULT_SCALES: dict[Guidance, float] = {"none": 1.0, "cfg": 3.0, "domain": 2.0}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class SampleRequest:
     steps: int = DEFAULT_STEPS
     solver: Solver = DEFAULT_SOLVER
     guidance: Guidance = DEFAULT_GUIDANCE
-    guidance_scale: float = DEFAULT_GUIDANCE_SCALE
+    guidance_scale: float = DEFAULT_SCALES[DEFAULT_GUIDANCE]
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     size: int | None = None
     timeout: float | None = None

@@ -19,7 +19,7 @@ def adam_step(vector: Tensor, gradient: Tensor, first: Tensor, second: Tensor, s
 
 
 def rate_at(step: int, steps: int, rate: float, warmup_steps: int, decay: float) -> float:
-    """The rate of a step (from 1): up in a line, constant, down in a line to zero over the last `decay` of all steps."""
+    """The rate of a step (from 1): a line up, level, and a line down to zero over the last `decay` of all steps."""
     up, down = step / (warmup_steps + 1), (steps - step + 1) / max(1.0, decay * steps)
     return rate * min(1.0, up, down)
 

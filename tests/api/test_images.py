@@ -80,7 +80,7 @@ def test_a_tuned_model_draws_its_own_classes(service: Service, owner: Owner, cli
     with service.database.read() as session:
         sample = session.scalars(select(Sample)).one()
     part = {"adapter_id": adapter.id, "model": adapter.model, "weight": 1.0, "label": 1}
-    assert (sample.request["adapters"], sample.request["guidance"]) == ([part], "domain")
+    assert (sample.request["adapters"], sample.request["guidance"]) == ([part], "cfg")
     assert (sample.adapter_id, sample.model) == (adapter.id, adapter.model)
 
 
@@ -167,7 +167,7 @@ def test_a_mix_names_the_base_and_adapters_that_draw_the_class(
         (one.id, 0.25, 1),
         (two.id, 1.0, 1),
     ]
-    assert (sample.model, sample.adapter_id, sample.request["guidance"]) == ("tiny-dit", None, "domain")
+    assert (sample.model, sample.adapter_id, sample.request["guidance"]) == ("tiny-dit", None, "cfg")
 
     def refused(**fields: Any) -> Any:
         return client.post("/v1/images/generations", json=body | fields)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cells import BASE, Place
-from benchmarks.table import COMPARED, MAIN, SIZES, kept, summarise
+from benchmarks.table import COMPARED, DOMAIN, MAIN, SIZES, kept, summarise
 
 ROOT = Path(__file__).parents[2]
 DISTANCES = {"difffit": 90.0, "full": 100.0, "bitfit": 120.0, "lora-fair": 90.0}
@@ -18,7 +18,7 @@ DOMAINS = ("one", "two")
 def result(method: str, domain: str, seed: int, value: float) -> dict:
     draws = [
         {"guidance": MAIN[0], "scale": MAIN[1], "kernel_distance": {"value": value, "error": 1.0}},
-        {"guidance": "cfg", "scale": 3.0, "kernel_distance": {"value": 2 * value, "error": 1.0}},
+        {"guidance": DOMAIN[0], "scale": DOMAIN[1], "kernel_distance": {"value": value / 2, "error": 1.0}},
     ]
     return {"cell": {"method": method, "domain": domain, "seed": seed}, "draws": draws}
 

@@ -18,7 +18,7 @@ def ask(shop: Shop, adapter_id: str | None = None, images: int = 16, **drawn: ob
         adapter = session.get(Adapter, adapter_id) if adapter_id else None
         job = session.get(Job, adapter.job_id) if adapter and adapter.job_id else None
         dataset = session.get_one(Dataset, shop.dataset_id)
-        spec = SampleSpec.default("domain" if adapter else "cfg", seed=5, size=adapter.image_size if adapter else 32)
+        spec = SampleSpec.default(seed=5, size=adapter.image_size if adapter else 32)
         asked = resolve(dataset, adapter, job, spec, images=images, baseline=None)
         asked = type(asked)(**{**asked.to_json(), "steps": 3, **drawn})
         base = shop.services.catalog.get(MODEL)
@@ -139,4 +139,4 @@ def test_a_file_with_too_few_images_is_refused(shop: Shop) -> None:
         dataset = session.get_one(Dataset, shop.dataset_id)
     dataset.classes = [{"name": "a", "count": 7}]
     with pytest.raises(Invalid, match="at least 8 are needed"):
-        resolve(dataset, None, None, SampleSpec.default("cfg", 0, 32), images=None, baseline=None)
+        resolve(dataset, None, None, SampleSpec.default(0, 32), images=None, baseline=None)
