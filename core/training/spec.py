@@ -91,8 +91,8 @@ def resolve(
     * `learning_rate` ten times the base's own, the paper's best; where the base does not say, 1e-4 at the width of
       DiT-XL and more in proportion for a narrower one (on the shipped base 1e-2 ended at 0.236, 3e-3 at 0.249, 1e-3
       at 0.272). A short warm-up lets Adam's second moment fill.
-    * `rate_decay` 0.7: 440 steps whose rate falls to zero over the last 70 % end where 1,320 at a constant rate do (kernel
-      distance 501 against 504; 660 constant ones 559; line art, shipped base, docs/log.md).
+    * `rate_decay` 0.7: 440 steps whose rate falls to zero over the last 70 % end where 1,320 at a constant rate do
+      (kernel distance 501 against 504; 660 constant ones 559; line art, shipped base, docs/log.md).
     * `ema_decay` 0.999 with warm-up min(d, (1+k)/(10+k)), so that a short job's average forgets its first steps.
     * `image_size` the base's own: twice that costs about five times as much a step.
     * `flip` off: mirroring is wrong for digits, letters and signs, and the caller alone knows.
