@@ -126,6 +126,18 @@ class Base(ABC):
         which changes no bit.
         """
 
+    def draw(
+        self,
+        x: Tensor,
+        t: Tensor,
+        rows: Tensor | None,
+        c_rows: Tensor,
+        layout: AdapterLayout | None = None,
+        only: Set[str] | None = None,
+    ) -> Tensor:
+        """As `forward`, within rounding of it, where no gradient is wanted: a family may do it more quickly."""
+        return self.forward(x, t, rows, c_rows, layout, only)
+
     def values(
         self, rows: Tensor | None, layout: AdapterLayout | None, only: Set[str] | None
     ) -> dict[str, Tensor] | None:

@@ -356,7 +356,7 @@ class Engine:
         batch, t = torch.cat([x, x[again]]), torch.cat([times, times[again]])
         if padding := len(c_rows) - len(batch):
             batch, t = torch.cat([batch, batch[:1].expand(padding, -1, -1, -1)]), torch.cat([t, t[:1].expand(padding)])
-        out = base.forward(batch, t, theta, c_rows, self.bank.layout, self.bank.in_use)[:, : base.channels].float()
+        out = base.draw(batch, t, theta, c_rows, self.bank.layout, self.bank.in_use)[:, : base.channels].float()
         conditional = out[: len(rows)]
         if guided:
             scale = torch.tensor([rows[number].request.guidance_scale for number in guided], device=base.device)

@@ -1,4 +1,4 @@
-"""The hand-written training block against autograd through diffusers' own blocks."""
+"""The hand-written block, training and drawing, against diffusers' own blocks and autograd through them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from core.diffusion.families import load_base
 from core.diffusion.families.dit import DiTBase
-from core.diffusion.families.dit_block import gelu_and_slope
+from core.diffusion.families.dit_block import gelu_, gelu_and_slope
 from core.diffusion.layout import AdapterLayout, GammaDepth
 from tests.diffusion.tiny import make_pipeline
 
@@ -91,6 +91,30 @@ def test_joined_weights_are_the_maps_own(tmp_path: Path) -> None:
     assert len({part.untyped_storage().data_ptr() for part in parts}) == 1
 
 
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 2e-6), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("learned_sigma", [False, True])
+def test_drawing_equals_the_plain_forward(
+    tmp_path: Path, learned_sigma: bool, dtype: torch.dtype, within: float
+) -> None:
+    base = make_base(tmp_path, dtype, learned_sigma=learned_sigma)
+    layout = base.layout("difffit", "all", ALL_PLACES)
+    chance = torch.Generator().manual_seed(1)
+    x = torch.randn(4, base.channels, base.sample_size, base.sample_size, generator=chance)
+    given, t = x.clone(), torch.randint(0, 1000, (4,), generator=chance)
+    c_rows = base.class_table[torch.tensor([0, 3, 4, 1])]
+    rows = 0.1 * torch.randn(4, layout.size, generator=chance)
+    rows[2] = 0
+    with torch.no_grad():
+        for vectors in (rows, rows[0], None):
+            plain = base.forward(x, t, vectors, c_rows, layout)
+            drawn = base.draw(x, t, vectors, c_rows, layout)
+            assert float((drawn - plain).norm() / plain.norm()) < within
+        bare, mixed = (base.draw(x, t, vectors, c_rows, layout) for vectors in (None, rows))
+    assert torch.equal(mixed[2], bare[2])  # zero is the base
+    assert float((mixed[0] - bare[0]).norm() / bare[0].norm()) > 10 * within  # the control: an adapter is seen
+    assert torch.equal(x, given)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gelu_and_its_slope_equal_torchs(dtype: torch.dtype) -> None:
     u = torch.cat([torch.linspace(-12, 12, 200_001), torch.tensor([0.0, -0.0, 60.0, -60.0, 300.0, -300.0])]).to(dtype)
@@ -102,3 +126,4 @@ def test_gelu_and_its_slope_equal_torchs(dtype: torch.dtype) -> None:
     rtol, atol = (1e-5, 3e-6) if dtype == torch.float32 else (1e-2, 1e-2)
     torch.testing.assert_close(activated.float(), expected.detach(), rtol=rtol, atol=atol)
     torch.testing.assert_close(slope.float(), leaf.grad, rtol=rtol, atol=atol)
+    torch.testing.assert_close(gelu_(u.clone()).float(), expected.detach(), rtol=rtol, atol=atol)

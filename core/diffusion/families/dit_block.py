@@ -1,8 +1,9 @@
-"""A DiT block for training: the same function as diffusers' block, with a backward written by hand.
+"""A DiT block for training and for drawing: the same function as diffusers' block, with a backward written by hand.
 
 The weights are frozen, so no linear map needs its input again, and an adapter's offsets and scales are vectors of a
 row: all that autograd would keep and pass over once more is left out. γ on attention and MLP multiplies adaLN's gate,
-which costs nothing. Equal to the plain block within float32's rounding (tests/diffusion/test_dit_block.py).
+which costs nothing. Where nothing is recorded the same algebra runs in place: mixed rows then cost what one adapter's
+cost. Equal to the plain block within float32's rounding (tests/diffusion/test_dit_block.py).
 """
 
 import math
@@ -79,6 +80,28 @@ class TrainingBlock:
         )
         assert isinstance(y, Tensor)
         return y
+
+    def draw(self, x: Tensor, conditioning: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """The same without a record, over x itself. Rows of zeros give the bits that no values give."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(conditioning).chunk(6, dim=1)  # (B, D) each
+        inner = torch.addcmul(_wide(shift1), F.layer_norm(x, x.shape[-1:], eps=self._eps[0]), _wide(1 + scale1))
+        offset = torch.cat([_offset(place, values, x) for place in self._qkv], dim=1)  # (B, 3 D)
+        qkv = (inner @ self._qkv_weight.t()).add_(_wide(offset))  # (B, T, 3 D)
+        if any(_scale(place, values) is not None for place in self._qkv):
+            qkv.mul_(_wide(torch.cat([_wide_scale(place, values, x) for place in self._qkv], dim=1)))
+        mixed = _attention(qkv, self._heads)  # (B, T, D)
+        projected = (mixed @ self._projection.inner.weight.t()).add_(_wide(_offset(self._projection, values, x)))
+        x.addcmul_(projected, _wide(_gated(gate1, self._projection, values)))
+        inner = torch.addcmul(_wide(shift2), F.layer_norm(x, x.shape[-1:], eps=self._eps[1]), _wide(1 + scale2))
+        widened = (inner @ self._widen.inner.weight.t()).add_(_wide(_offset(self._widen, values, x)))  # (B, T, 4 D)
+        narrowed = gelu_(widened) @ self._narrow.inner.weight.t()
+        narrowed.add_(_wide(_offset(self._narrow, values, x)))
+        return x.addcmul_(narrowed, _wide(_gated(gate2, self._narrow, values)))
+
+
+def _wide(vectors: Tensor) -> Tensor:
+    """Vectors of a row (B, D) against its tokens (B, T, D)."""
+    return vectors.unsqueeze(1)
 
 
 def _join(maps: list[nn.Linear | nn.Conv2d]) -> Tensor:
@@ -277,3 +300,14 @@ def gelu_and_slope(u: Tensor) -> tuple[Tensor, Tensor]:
             y.copy_(value)
             d.copy_(square)
     return activated, slope
+
+
+def gelu_(u: Tensor) -> Tensor:
+    """GELU (tanh) over u itself, as in `gelu_and_slope`."""
+    if u.device.type != "cpu":
+        return u.copy_(F.gelu(u, approximate="tanh"))
+    for piece in u.view(-1).split(_CHUNK):
+        x = piece.float()
+        share = (x * x).mul_(_GELU * _CUBE).add_(_GELU).mul_(x).sigmoid_()
+        piece.copy_(share.mul_(x)) if piece.dtype != torch.float32 else torch.mul(share, x, out=piece)
+    return u
