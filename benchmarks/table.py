@@ -3,8 +3,9 @@
 Every method sees the same pictures, noises and steps, and finds its learning rate by the same search: three rates on
 two of the domains (one at the edge asks for the next), one seed, measured on pictures that serve nothing else, drawn
 with domain guidance; the scale of classifier-free guidance likewise. Then three seeds on every domain against its
-held-out part. Methods are compared by classifier-free guidance, which measured best, ablations by domain guidance.
-Cells are kept in `benchmarks/results/table/`: a stopped run goes on, and `--quick` reads what is there.
+held-out part, a seed after another. Methods are compared by classifier-free guidance, which measured best, ablations
+by domain guidance. Cells are kept in `benchmarks/results/table/`: a stopped run goes on, and `--quick` reads what is
+there.
 """
 
 import argparse
@@ -119,7 +120,7 @@ class Table:
     def cells(self) -> list[Cell]:
         """What the table shows."""
         first = self.sizes.seeds[0]
-        cells = [self.cell(m, name, seed) for m in COMPARED for seed in self.sizes.seeds for name in self.names]
+        cells = [self.cell(m, name, seed) for seed in self.sizes.seeds for m in COMPARED for name in self.names]
         cells += [
             replace(cell, draws=(MAIN,)) for cell in cells if all(guidance != "cfg" for guidance, _ in cell.draws)
         ]
