@@ -21,7 +21,7 @@ from core.diffusion.families import load_base
 
 PICTURES = 200
 COLUMNS = 12
-WATCH = (20, 40, 80, 120, 160)
+WATCH = (20, 40, 80, 160, 300)
 GUIDANCE, SCALE = MAIN
 SEED = 1
 

@@ -25,6 +25,7 @@ from client.models import Model
 from client.pictures import open_png, slices
 
 FIRST_SEED = 7
+STEPS = 260  # fewer than `auto` would take: a demo is watched
 _MOST_COLUMNS = 10
 _LETTERS = "ABCDEFGH"
 
@@ -71,7 +72,12 @@ def train(client: DiffFit, base: Model, files: Sequence[File], fresh: bool) -> l
         marks = {"demo": domain.name, "digest": sha256_of(domain.archive), "base": base.fingerprint or base.id}
         found = _find_job(client, known, marks)
         job = found or client.jobs.create(
-            file.id, model=base.id, seed=0, suffix=domain.title.replace(" ", "-"), metadata=marks
+            file.id,
+            model=base.id,
+            seed=0,
+            suffix=domain.title.replace(" ", "-"),
+            metadata=marks,
+            hyperparameters={"steps": STEPS},
         )
         if job.status == "paused":
             job = client.jobs.resume(job.id)

@@ -36,7 +36,7 @@ def test_the_rate_is_ten_times_the_bases_own(base: Base):
 @pytest.mark.parametrize("images", [2, 50, 500, 5000])
 def test_auto_stays_within_bounds_for_any_dataset(base: Base, images: int):
     spec = ask(base, images=images)
-    assert 200 <= spec.steps <= 600
+    assert 400 <= spec.steps <= 1000
     assert spec.warmup_steps < spec.steps
     assert spec.validation_every <= spec.steps
 
