@@ -16,9 +16,11 @@ Prediction = Literal["epsilon", "v_prediction", "flow"]
 MAX_HEADER_BYTES = 64 * 1024**2
 MAX_SIZE_FACTOR = 2
 """Pictures have at most so many times the side of the base's own: attention grows with the fourth power."""
-_PARTS = ("scheduler", "transformer", "vae")
+_PARTS = ("prompts", "scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+_CLASS_CONDITIONED = ("DiTTransformer2DModel", "Transformer2DModel")
+_TEXT_CONDITIONED = ("PixArtTransformer2DModel",)
 _COPIES = re.compile(r"transformer_blocks\.[1-9]\d*\.norm1\.emb\.")
-_FILES = ["model_index.json", "training.json", "README.md", "*/*.json", "*/*.safetensors"]
+_FILES = ["model_index.json", "training.json", "README.md", "*/*.json", "*/*.safetensors", "tokenizer/*"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class BaseSummary:
     licence: str | None
     learning_rate: float | None
     """What the base itself was trained with, where its `training.json` says so."""
+    conditioning: Literal["class", "text"] = "class"
+    """What it draws by: a class of its own, or a prompt; a text base has no classes."""
 
     @property
     def size_unit(self) -> int:
@@ -75,19 +79,21 @@ def locate(path_or_hub_name: str) -> Path:
 
 
 def base_summary(folder: str | Path, name: str | None = None) -> BaseSummary:
-    """Read configs and weight headers of a DiTPipeline folder."""
+    """Read configs and weight headers of a pipeline folder."""
     folder = Path(folder)
     index = read_json(folder / "model_index.json")
     config = read_json(folder / "transformer" / "config.json")
     kind = config.get("_class_name")
-    if kind not in ("DiTTransformer2DModel", "Transformer2DModel"):
-        raise Invalid(f"{folder.name}/transformer/config.json: _class_name is {kind}, not DiTTransformer2DModel")
+    if kind not in (*_CLASS_CONDITIONED, *_TEXT_CONDITIONED):
+        known = ", ".join((*_CLASS_CONDITIONED, *_TEXT_CONDITIONED))
+        raise Invalid(f"{folder.name}/transformer/config.json: _class_name is {kind}; {known} are supported")
+    is_text = kind in _TEXT_CONDITIONED
     has_vae = index.get("vae", [None])[0] is not None
     vae_factor = 1
     if has_vae:
         vae_factor = 2 ** (len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
     channels = int(config["in_channels"])
-    classes = int(config["num_embeds_ada_norm"])
+    classes = 0 if is_text else int(config["num_embeds_ada_norm"])
     return BaseSummary(
         name=name or folder.resolve().name,
         fingerprint=fingerprint(folder),
@@ -105,6 +111,7 @@ def base_summary(folder: str | Path, name: str | None = None) -> BaseSummary:
         parameters=_count_parameters(folder / "transformer"),
         licence=_licence(folder / "README.md"),
         learning_rate=_learning_rate(folder / "training.json"),
+        conditioning="text" if is_text else "class",
     )
 
 
@@ -157,7 +164,7 @@ def _frozen_files(folder: Path) -> list[Path]:
     found: list[Path] = []
     for part in _PARTS:
         if (folder / part).is_dir():
-            found += [path for path in (folder / part).iterdir() if path.suffix in (".json", ".safetensors")]
+            found += [path for path in (folder / part).iterdir() if path.suffix in (".json", ".safetensors", ".model")]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 

@@ -44,6 +44,8 @@ class Schedule:
         if config.get("thresholding"):
             raise Invalid("scheduler_config.json: thresholding is not supported")
         alphas_cumprod = torch.cumprod(1.0 - _betas(config, steps), dim=0)
+        # Others than these never clip, and do not say so.
+        clips = config.get("_class_name", "DDIMScheduler") in ("DDIMScheduler", "DDPMScheduler")
         final = 1.0 if config.get("set_alpha_to_one", True) else float(alphas_cumprod[0])
         return cls(
             prediction=prediction,
@@ -53,7 +55,7 @@ class Schedule:
             final_alpha=final,
             spacing=str(config.get("timestep_spacing", "leading")),
             steps_offset=int(config.get("steps_offset", 0)),
-            clip=float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", True) else None,
+            clip=float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", clips) else None,
         )
 
     @classmethod

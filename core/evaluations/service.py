@@ -15,7 +15,7 @@ from core import outbox
 from core.bases import Catalog
 from core.db.session import now
 from core.diffusion.catalog import BaseSummary
-from core.errors import Conflict, OverQuota
+from core.errors import Conflict, Invalid, OverQuota
 from core.evaluations.repository import EvaluationRepository
 from core.evaluations.spec import EvaluationSpec, resolve
 from core.models import Adapter, Dataset, Evaluation, Job, Tenant
@@ -51,7 +51,9 @@ def create_evaluation(
     spec: EvaluationSpec,
     max_queued: int | None = None,
 ) -> Evaluation:
-    """Queue it. Raises OverQuota."""
+    """Queue it. Raises OverQuota, Invalid."""
+    if adapter is None and not base.num_classes:
+        raise Invalid(f"{base.name} has no classes to draw: name a tuned model", pointer="/model")
     if max_queued is not None:
         # Locked, so that two requests at once cannot both be the last that fits.
         session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True))

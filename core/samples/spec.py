@@ -146,6 +146,8 @@ def _label(prompt: str | None, names: list[str], model: str) -> int | None:
     wanted = _named(prompt)
     if wanted is None:
         return None
+    if not names:
+        raise Invalid(f"{model} draws prompts through its adapters alone", code="unknown_class", pointer="/prompt")
     folded = [name.casefold() for name in names]
     if wanted.casefold() in folded:
         return folded.index(wanted.casefold())

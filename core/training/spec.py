@@ -118,7 +118,7 @@ def resolve(
         layout=kind,
         gamma_depth=options.gamma_depth,
         gamma_places=options.gamma_places,
-        class_start=ask.choice("class_start", "mean", ("mean", "best")),
+        class_start=_class_start(ask, base),
         ema_decay=ask.real("ema_decay", 0.999, 0.0, 0.999999),
         clip_norm=ask.real("clip_norm", 1.0, 1e-6, 1e6),
         label_dropout=ask.real("label_dropout", 0.1, 0.0, 0.9),
@@ -147,6 +147,14 @@ def _steps(ask: "_Asker", images: int, batch_size: int, max_steps: int) -> int:
             )
         return steps
     return ask.whole("steps", min(400 + images // 5, 1000, max_steps), 1, max_steps)
+
+
+def _class_start(ask: "_Asker", base: BaseSummary) -> ClassStart:
+    if base.conditioning == "text" and ask.is_given("class_start"):
+        raise Invalid(
+            f"{base.name} draws by prompts: its classes have no rows to start from", pointer=ask.pointer("class_start")
+        )
+    return ask.choice("class_start", "mean", ("mean", "best"))
 
 
 def _image_size(ask: "_Asker", base: BaseSummary) -> int:

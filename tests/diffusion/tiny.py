@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+)
+from safetensors.torch import save_file
 
 from core.diffusion.adapter import Adapter
 from core.diffusion.base import Base
@@ -111,3 +120,61 @@ def make_adapter(
     zero.theta.normal_(0, strength, generator=generator)
     zero.class_delta.normal_(0, strength, generator=generator)
     return zero
+
+
+WORDS = ("disc", "a", "red", "fox", "bar", "ring", "cross", "dark", "light", "striped", "class", "0", "1", "2", "-")
+
+
+def make_text_encoder(width: int = 12, seed: int = 0) -> tuple[Any, Any]:
+    """A tokenizer of a few words and a random T5 encoder."""
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    vocabulary = [(piece, -1.0) for piece in ("<pad>", "</s>", "<unk>", "▁", *(f"▁{word}" for word in WORDS))]
+    tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = T5Config(
+            vocab_size=len(tokenizer), d_model=width, d_kv=4, d_ff=16, num_layers=2, num_heads=2, dropout_rate=0.0
+        )
+        return tokenizer, T5EncoderModel(config).eval()
+
+
+def make_pixart(
+    folder: Path,
+    *,
+    encoder: bool = True,
+    prompts: dict[str, torch.Tensor] | None = None,
+    layers: int = 2,
+    seed: int = 0,
+    sizes: bool = False,
+    scheduler: dict[str, Any] | None = None,
+) -> Path:
+    """Save a whole PixArt pipeline with diffusers and return its folder; latents of 8 x 8, so images of 32.
+
+    `sizes`: the model is told the picture's sides, as those of 1,024 pixels are. `prompts` go beside it as files.
+    """
+    width = 12
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        transformer = PixArtTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=6,
+            in_channels=4,
+            out_channels=8,
+            num_layers=layers,
+            cross_attention_dim=12,
+            sample_size=8,
+            caption_channels=width,
+            use_additional_conditions=sizes,
+        )
+        for parameter in transformer.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    tokenizer, text_encoder = make_text_encoder(width) if encoder else (None, None)
+    steps = DDIMScheduler(**{"clip_sample": False, "timestep_spacing": "trailing", **(scheduler or {})})
+    parts: dict[str, Any] = {"tokenizer": tokenizer, "text_encoder": text_encoder, "scheduler": steps}
+    PixArtAlphaPipeline(transformer=transformer.eval(), vae=make_vae(), **parts).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: cc0-1.0\n---\n# A random text-to-image base for tests\n")
+    if prompts is not None:
+        (folder / "prompts").mkdir()
+        save_file(prompts, folder / "prompts" / "prompts.safetensors")
+    return folder

@@ -1,6 +1,7 @@
 """A device worker's insides, driven in this process: no Celery, a tiny base, SQLite and a folder."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,12 @@ def shop_settings(tmp_path: Path, tiny_base: Path) -> Settings:
 
 @pytest.fixture
 def shop(shop_settings: Settings) -> Iterator[Shop]:
+    with opened_shop(shop_settings) as shop:
+        yield shop
+
+
+@contextmanager
+def opened_shop(shop_settings: Settings) -> Iterator[Shop]:
     """One tenant with one validated dataset, and a runtime to work on its jobs."""
     migrate.upgrade(shop_settings.database)
     services = Services(

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -12,7 +13,10 @@ from core.adapters import format as adapter_format
 from core.errors import Invalid
 from core.jobs import service as jobs
 from core.models import Checkpoint, Job, JobMetric, Preview
-from tests.worker.shop import Shop
+from core.settings import Settings
+from tests.diffusion.tiny import make_pixart
+from tests.worker.conftest import opened_shop
+from tests.worker.shop import MODEL, Shop
 
 KILLED = -9
 
@@ -235,3 +239,28 @@ def test_a_job_above_the_bases_size_trains_draws_and_says_so(shop: Shop) -> None
         shop.sample(row.id, prompt=row.classes[0], size="48x48")
     with pytest.raises(Invalid, match="only 32x32"):
         shop.sample(size="64x64")
+
+
+def test_a_text_to_image_base_is_adapted_and_drawn_from_by_the_same_worker(
+    shop_settings: Settings, tmp_path: Path
+) -> None:
+    folder = make_pixart(tmp_path / MODEL)
+    with opened_shop(shop_settings.model_copy(update={"bases": [str(folder)]})) as shop:
+        job_id = shop.job(steps=3, preview_every=3, preview_steps=2)
+        shop.pump()
+        assert shop.get_job(job_id).status == "succeeded", shop.get_job(job_id).error
+        [row] = shop.adapters(job_id)
+        adapter = adapter_format.load(shop.services.store.get(row.object_key))
+        assert adapter.class_delta.shape == (len(row.classes) + 1, 0)
+        assert row.parameters == len(adapter.theta)
+        pictures = []
+        for prompt in row.classes[:2]:
+            sample = shop.get_sample(shop.sample(row.id, prompt=prompt))
+            shop.pump()
+            sample = shop.get_sample(sample.id)
+            assert sample.status == "succeeded", sample.error
+            assert sample.images is not None
+            pictures.append(shop.services.store.get(sample.images[0]["key"]))
+        assert pictures[0] != pictures[1]  # one seed, two prompts
+        with pytest.raises(Invalid, match="through its adapters"):
+            shop.sample(prompt="disc")

@@ -8,6 +8,7 @@ import torch
 from core.diffusion.base import Base
 from core.diffusion.catalog import locate, read_json
 from core.diffusion.families.dit import load_dit
+from core.diffusion.families.pixart import TOKENS, load_pixart
 from core.errors import Invalid
 
 __all__ = ["Base", "load_base"]
@@ -26,4 +27,7 @@ def load_base(
         name = str(path_or_hub_name)
     if pipeline == "DiTPipeline":
         return load_dit(folder, torch.device(device), dtype, name)
-    raise Invalid(f"model_index.json: _class_name {pipeline!r} is no known family; DiTPipeline is supported")
+    if pipeline in TOKENS:
+        return load_pixart(folder, torch.device(device), dtype, name)
+    known = ", ".join(["DiTPipeline", *TOKENS])
+    raise Invalid(f"model_index.json: _class_name {pipeline!r} is no known family; {known} are supported")
