@@ -4,6 +4,7 @@ import hashlib
 import json
 from concurrent.futures import Future
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import structlog
@@ -30,9 +31,10 @@ class Drawn:
     plan: SamplePlan
     images: list[Future[Sampled]]
     is_cancelled: bool = False
+    delivery: Future[None] | None = None
 
     @property
-    def is_done(self) -> bool:
+    def is_drawn(self) -> bool:
         return all(image.done() for image in self.images)
 
 
@@ -43,21 +45,26 @@ class Drawing:
         self._runtime = runtime
         self._services = runtime.services
         self._under_way: list[Drawn] = []
-        self._delivering: list[tuple[Drawn, Future[None]]] = []
+        self._lock = Lock()
 
     @property
     def is_busy(self) -> bool:
-        return bool(self._under_way or self._delivering)
+        return bool(self._under_way)
+
+    @property
+    def is_drawing(self) -> bool:
+        """Whether anybody waits for the device."""
+        return any(drawn.delivery is None for drawn in self._under_way)
 
     def plans(self) -> list[SamplePlan]:
         """What a heartbeat must keep alive."""
-        return [drawn.plan for drawn in self._under_way] + [drawn.plan for drawn, _ in self._delivering]
+        return [drawn.plan for drawn in self._under_way]
 
     def claim(self) -> int:
         """Take waiting requests while the engines have room for about one more batch behind the present one."""
         self._heed_cancels()
         settings = self._services.settings
-        rows = sum(len(drawn.images) for drawn in self._under_way)
+        rows = sum(len(drawn.images) for drawn in self._under_way if drawn.delivery is None)
         room = 2 * settings.max_batch_rows - rows
         if room <= 0:
             return 0
@@ -75,7 +82,11 @@ class Drawing:
 
     def _heed_cancels(self) -> None:
         """A request that its caller gave up frees its rows at the next step."""
-        drawing = {drawn.plan.sample_id: drawn for drawn in self._under_way if not drawn.is_cancelled}
+        drawing = {
+            drawn.plan.sample_id: drawn
+            for drawn in self._under_way
+            if drawn.delivery is None and not drawn.is_cancelled
+        }
         if not drawing:
             return
         with self._services.database.read() as session:
@@ -94,20 +105,14 @@ class Drawing:
         return rows
 
     def harvest(self) -> None:
-        """Hand finished requests to the pool, and forget those that are delivered."""
-        # Other threads end images and deliveries meanwhile: each is asked once.
+        """Forget the requests that are delivered."""
         still: list[Drawn] = []
         for drawn in self._under_way:
-            if drawn.is_done:
-                self._delivering.append((drawn, self._runtime.pool.submit(self._deliver, drawn)))
-            else:
+            if drawn.delivery is None or not drawn.delivery.done():
                 still.append(drawn)
-        self._under_way = still
-        delivered = [pair for pair in self._delivering if pair[1].done()]
-        self._delivering = [pair for pair in self._delivering if pair not in delivered]
-        for drawn, future in delivered:
-            if error := future.exception():
+            elif error := drawn.delivery.exception():
                 log.error("sample.undelivered", sample_id=drawn.plan.sample_id, exc_info=error)
+        self._under_way = still
 
     def _submit(self, plan: SamplePlan) -> None:
         """A request that cannot even start fails alone."""
@@ -119,9 +124,19 @@ class Drawing:
                 engine.submit(request, self._shows(plan, index) if request.previews else None)
                 for index, request in enumerate(_requests(plan))
             ]
-            self._under_way.append(Drawn(plan, images))
         except DomainError as error:
             self._fail(plan, error)
+            return
+        drawn = Drawn(plan, images)
+        self._under_way.append(drawn)
+        for image in images:
+            image.add_done_callback(lambda _: self._ended(drawn))
+
+    def _ended(self, drawn: Drawn) -> None:
+        """An image is drawn or never will be, says whatever thread knows it first: the last one starts the delivery."""
+        with self._lock:
+            if drawn.delivery is None and drawn.is_drawn:
+                drawn.delivery = self._runtime.pool.submit(self._deliver, drawn)
 
     def _deliver(self, drawn: Drawn) -> None:
         """Encode, store, write down, tell. Runs on the pool."""

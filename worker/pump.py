@@ -52,11 +52,13 @@ class Pump:
                         return
                     # A slice may outlast the claiming time; requests for images are served for as long as it does.
                     self._claim(may_train=not over, may_sample=not over or self._slice is not None)
-                    if self._work():
+                    has_moved = self._work()
+                    if has_moved or self._drawing.is_busy:
                         idle_since = self._moved_at = time.monotonic()
                     elif over or time.monotonic() - idle_since > _LINGER_SECONDS:
                         return
-                    elif self._roused.wait(settings.poll_seconds if not self._drawing.is_busy else 0.005):
+                    # Never without a wait where nothing moves: the threads that deliver need the interpreter.
+                    if not has_moved and self._roused.wait(0.005 if self._drawing.is_busy else settings.poll_seconds):
                         self._roused.clear()
                         self._polled_at = 0.0
         finally:
@@ -113,7 +115,7 @@ class Pump:
         return Slice(self._runtime, plan)
 
     def _work(self) -> bool:
-        """A few denoising steps, then one training step. False when there was nothing to do."""
+        """A few denoising steps, then one training step. False when the device had nothing to do."""
         denoised = 0
         while denoised < _DENOISE_PER_TRAIN and self._drawing.step():
             denoised += 1
@@ -122,7 +124,7 @@ class Pump:
                 break  # nothing waits for the device: look for new requests after every step
         self._drawing.harvest()
         if self._slice is None:
-            return denoised > 0 or self._drawing.is_busy
+            return denoised > 0
         self._slice.advance()
         if self._slice.is_over:
             self._slice = None

@@ -3,6 +3,8 @@
 import io
 import json
 import time
+from threading import Event
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -131,3 +133,28 @@ def test_a_pinned_adapter_is_on_the_device_before_anyone_asks(shop: Shop, adapte
         [digest] = session.scalars(select(sample_spec.Adapter.sha256).where(sample_spec.Adapter.id == adapters[0]))
     assert engine.resident == [digest]
     runtime.close()
+
+
+def test_a_request_is_delivered_while_the_pump_waits(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads that encode and store need the interpreter: a pump that looped without a wait would keep it."""
+    put, held, begun, loops = shop.services.store.put, Event(), Event(), 0
+    pump = Pump(shop.runtime)
+    work = pump._work
+
+    def slow(*args: Any) -> None:
+        begun.set()
+        held.wait(0.5)
+        held.set()
+        put(*args)
+
+    def counted() -> bool:
+        nonlocal loops
+        loops += begun.is_set() and not held.is_set()
+        return work()
+
+    monkeypatch.setattr(shop.services.store, "put", slow)
+    monkeypatch.setattr(pump, "_work", counted)
+    sample_id = shop.sample(steps=2)
+    pump.run()
+    assert shop.get_sample(sample_id).status == "succeeded"
+    assert 0 < loops < 1000  # some 100 with a wait of 5 ms, hundreds of thousands without
