@@ -60,6 +60,16 @@ class Settings(BaseSettings):
     role: Role = Field("both", description="What a device worker does: `both`, `train` or `sample`.")
     bank_slots: int = Field(32, ge=2, description="Adapters that the bank on the device holds, the base included.")
     max_batch_rows: int = Field(32, ge=1, description="Rows of one denoising forward pass.")
+    packing: Literal["exact", "always", "off"] = Field(
+        "exact",
+        description="Jobs in one training pass: `exact` where that changes no bit of any, `always` (a job's bits then "
+        "depend on who shared its passes), or `off`.",
+    )
+    max_train_jobs: int = Field(8, ge=1, description="Jobs of one training pass.")
+    max_train_rows: int = Field(64, ge=1, description="Rows of one training pass; a job that has more trains alone.")
+    train_memory_share: float = Field(
+        0.5, gt=0, le=1, description="Share of the device's free memory that one training pass may take."
+    )
     row_buckets: Annotated[list[int], NoDecode] = Field(
         [], description="Numbers of rows that a denoising pass is filled up to, so that compiled code sees few shapes."
     )

@@ -11,14 +11,13 @@ import structlog
 
 from core import nudges
 from core.evaluations import service as evaluations
-from core.jobs import service as jobs
 from core.samples import service as samples
 from worker.app import is_stopping
+from worker.cotraining import CoTraining
 from worker.drawing import Drawing
 from worker.evaluating import Evaluating
 from worker.heartbeat import Heartbeat
 from worker.runtime import Runtime
-from worker.slice import Slice
 
 log = structlog.get_logger()
 
@@ -31,7 +30,8 @@ class Pump:
         self._runtime = runtime
         self._services = runtime.services
         self._drawing = Drawing(runtime)
-        self._slice: Slice | Evaluating | None = None
+        self._training = CoTraining(runtime)
+        self._evaluating: Evaluating | None = None
         self._trained_last = False
         self._roused = threading.Event()
         self._moved_at = time.monotonic()
@@ -51,7 +51,7 @@ class Pump:
                         self._wind_up()
                         return
                     # A slice may outlast the claiming time; requests for images are served for as long as it does.
-                    self._claim(may_train=not over, may_sample=not over or self._slice is not None)
+                    self._claim(may_train=not over, may_sample=not over or self._has_slice)
                     has_moved = self._work()
                     if has_moved or self._drawing.is_busy:
                         idle_since = self._moved_at = time.monotonic()
@@ -73,46 +73,39 @@ class Pump:
         self._polled_at = time.monotonic()
         if may_sample and settings.role != "train":
             self._drawing.claim()
-        if may_train and settings.role != "sample" and self._slice is None:
-            self._slice = self._claim_next()
+        if may_train and settings.role != "sample" and self._evaluating is None:
+            self._claim_training()
 
-    def _claim_next(self) -> Slice | Evaluating | None:
-        """A job, unless the last slice was one and an evaluation waits: neither can starve the other."""
-        claims = (
-            (self._claim_evaluation, self._claim_job)
-            if self._trained_last
-            else (self._claim_job, self._claim_evaluation)
-        )
-        found = claims[0]() or claims[1]()
-        if found is not None:
-            self._trained_last = isinstance(found, Slice)
-        return found
+    @property
+    def _has_slice(self) -> bool:
+        return self._evaluating is not None or not self._training.is_empty
 
-    def _claim_evaluation(self) -> Evaluating | None:
+    def _claim_training(self) -> None:
+        """Jobs beside those that are here; else first an evaluation, where the last slice was of jobs.
+
+        So neither can starve the other.
+        """
+        if self._training.is_empty and self._trained_last and self._claim_evaluation():
+            return
+        while self._training.claim():
+            self._trained_last = True
+        if self._training.is_empty:
+            self._claim_evaluation()
+
+    def _claim_evaluation(self) -> bool:
         with self._services.database.read() as session:
             if not evaluations.is_waiting(session, self._services.catalog):
-                return None
+                return False
         with self._services.database.write() as session:
             plan = evaluations.claim(
                 session, self._services.worker, self._services.settings.lease_seconds, self._services.catalog
             )
         if plan is None:
-            return None
+            return False
         log.info("evaluation.claimed", evaluation_id=plan.evaluation_id, attempt=plan.attempt)
-        return Evaluating(self._runtime, plan)
-
-    def _claim_job(self) -> Slice | None:
-        with self._services.database.read() as session:
-            if not jobs.is_waiting(session, self._services.catalog):
-                return None
-        with self._services.database.write() as session:
-            plan = jobs.claim(
-                session, self._services.worker, self._services.settings.lease_seconds, self._services.catalog
-            )
-        if plan is None:
-            return None
-        log.info("job.claimed", job_id=plan.job_id, attempt=plan.attempt)
-        return Slice(self._runtime, plan)
+        self._evaluating = Evaluating(self._runtime, plan)
+        self._trained_last = False
+        return True
 
     def _work(self) -> bool:
         """A few denoising steps, then one training step. False when the device had nothing to do."""
@@ -120,22 +113,26 @@ class Pump:
         while denoised < _DENOISE_PER_TRAIN and self._drawing.step():
             denoised += 1
             self._drawing.harvest()
-            if self._slice is None:
+            if not self._has_slice:
                 break  # nothing waits for the device: look for new requests after every step
         self._drawing.harvest()
-        if self._slice is None:
+        if not self._has_slice:
             return denoised > 0
-        self._slice.advance()
-        if self._slice.is_over:
-            self._slice = None
+        self._training.advance(hasty=self._drawing.is_drawing)
+        if self._evaluating is not None:
+            self._evaluating.advance()
+            if self._evaluating.is_over:
+                self._evaluating = None
+        if not self._has_slice:
             self._polled_at = 0.0
         return True
 
     def _wind_up(self) -> None:
-        """The worker shuts down: checkpoint the job, finish the pictures that are under way."""
-        if self._slice is not None:
-            self._slice.hand_back()
-            self._slice = None
+        """The worker shuts down: checkpoint the jobs, finish the pictures that are under way."""
+        self._training.hand_back()
+        if self._evaluating is not None:
+            self._evaluating.hand_back()
+            self._evaluating = None
         while self._drawing.is_busy:
             if not self._drawing.step():
                 time.sleep(0.005)
@@ -147,8 +144,9 @@ class Pump:
         if time.monotonic() - self._moved_at > settings.stall_seconds:
             log.error("pump.stalled", seconds=settings.stall_seconds)
             return
-        current = self._slice
+        evaluating = self._evaluating
         with self._services.database.write() as session:
-            if current is not None:
-                current.extend(session, settings.lease_seconds)
+            self._training.extend(session, settings.lease_seconds)
+            if evaluating is not None:
+                evaluating.extend(session, settings.lease_seconds)
             samples.extend(session, self._drawing.plans(), settings.lease_seconds)

@@ -6,10 +6,12 @@ Built on first use and kept for the life of the process: one base in memory serv
 import functools
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import structlog
 import torch
@@ -26,11 +28,14 @@ from core.models import Adapter as AdapterRow
 from core.sampling.engine import Engine
 from core.storage.base import ObjectStore
 from core.training.data import TrainingData, prepare
+from core.training.loop import NumericPath, Trainee, numeric_path
+from core.training.memory import free_bytes, row_bytes
+from core.training.spec import TrainSpec
 from worker.services import Services, get_services
 
 log = structlog.get_logger()
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_PREPARED = 4  # datasets whose latents stay in host memory between slices
+_PREPARED = 16  # datasets whose latents stay in host memory between slices
 
 
 class CorruptObject(DomainError):
@@ -56,6 +61,7 @@ class Runtime:
         self._keys: dict[str, str] = {}  # adapter digest to object key, as claims told us
         self._held: dict[str, Adapter] = {}  # adapters of running jobs, for previews
         self._prepared: OrderedDict[tuple[object, ...], TrainingData] = OrderedDict()
+        self._row_bytes: dict[tuple[object, ...], int] = {}
         torch.set_num_threads(services.settings.threads)
 
     def close(self) -> None:
@@ -111,10 +117,27 @@ class Runtime:
     def let_go(self, digest: str) -> None:
         self._held.pop(digest, None)
 
+    def numeric_path(self, base: Base, spec: TrainSpec) -> dict[str, Any]:
+        """How a job's numbers come about here, by the settings and the threads of the moment."""
+        path = NumericPath.from_json(numeric_path(base, spec))
+        if self.services.settings.packing == "always" and not path.is_steady:
+            path = replace(path, packing="shared")
+        return path.to_json()
+
+    def row_budget(self, trainee: Trainee) -> int:
+        """Rows of a pass that the free memory has room for, by what a row of such a job was measured to take."""
+        key = (trainee.base.fingerprint, trainee.layout, trainee.data.mean.shape[2:])
+        if key not in self._row_bytes:
+            self._row_bytes[key] = row_bytes(trainee.base, trainee.data, trainee.spec)
+            log.info("row.measured", base=trainee.base.name, bytes=self._row_bytes[key])
+        room = self.services.settings.train_memory_share * free_bytes(trainee.base.device)
+        return max(1, int(room / self._row_bytes[key]))
+
     def prepared(self, plan: Plan) -> TrainingData:
         """The dataset as latents, from memory where an earlier slice made them. Raises CorruptObject, ObjectMissing."""
         base = self.device(plan.model).base
-        key = (base.fingerprint, plan.pack_sha256, plan.spec.image_size, plan.spec.flip, plan.spec.seed)
+        spec = plan.spec
+        key = (base.fingerprint, plan.pack_sha256, spec.image_size, spec.flip, spec.seed, torch.get_num_threads())
         if key not in self._prepared:
             data = self.services.store.get(plan.pack_key)
             if hashlib.sha256(data).hexdigest() != plan.pack_sha256:
@@ -173,6 +196,17 @@ def retried(action: Callable[[], None], tries: int = 3) -> None:
                 raise
             log.warning("store.retried", attempt=attempt + 1)
     return None
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """So many CPU threads for the length of a block, as a job's numeric path wants them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @functools.cache

@@ -1,14 +1,14 @@
-"""One claimed job for one slice: prepared, stepped by the pump, checkpointed, published or handed back."""
+"""One claimed job for one slice: prepared, stepped beside others, checkpointed, published or handed back."""
 
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
-import torch
 from sqlalchemy.orm import Session
 
 from core import faults
@@ -27,10 +27,10 @@ from core.storage import keys
 from core.storage.base import ObjectMissing
 from core.training import checkpoint
 from core.training.data import TrainingData
-from core.training.loop import Diverged, Progress, TrainState, finish, fit, numeric_path, start
+from core.training.loop import Diverged, Progress, Trainee, TrainState, finish, start
 from core.training.spec import TrainSpec
 from worker.pictures import encode_png, strip
-from worker.runtime import CorruptObject, Runtime, retried
+from worker.runtime import CorruptObject, Runtime, cpu_threads, retried
 
 log = structlog.get_logger()
 
@@ -40,17 +40,26 @@ _PREVIEW_SEED = 1000  # previews of every step and of every job start from the s
 
 @dataclass(eq=False)
 class _Run:
-    """A job that is prepared: `state` is live and moves with `steps`."""
+    """A job that is prepared: `trainee` is live and moves with every step."""
 
-    data: TrainingData
+    trainee: Trainee
     path: Mapping[str, Any]
-    state: TrainState
-    steps: Iterator[Progress]
     body: dict[str, Any]  # what the last step reported
+
+    @property
+    def state(self) -> TrainState:
+        return self.trainee.state
+
+    @property
+    def data(self) -> TrainingData:
+        return self.trainee.data
 
 
 class Slice:
-    """`advance()` does one thing at a time, so that sampling steps fit between: prepare, then a step a call."""
+    """Driven by the worker's `CoTraining`: prepared, then for each step asked for its trainee and told the outcome.
+
+    Whatever goes wrong in a call ends this job's attempt and nothing else; `is_over` then.
+    """
 
     def __init__(self, runtime: Runtime, plan: Plan) -> None:
         self.plan = plan
@@ -59,20 +68,80 @@ class Slice:
         self._services = runtime.services
         self._device = runtime.device(plan.model)
         self._run: _Run | None = None
-        self._until = time.monotonic() + self._services.settings.slice_seconds
         self._reported = time.monotonic()
         self._unpaid = 0.0  # device seconds not yet charged
         self._rate = 0.0  # steps per second, smoothed
         self._checkpointed = -1
         self._previews: list[tuple[int, list[Future[Sampled]]]] = []
 
-    def advance(self) -> None:
+    @property
+    def trainee(self) -> Trainee | None:
+        """Once it is prepared."""
+        return None if self._run is None else self._run.trainee
+
+    @property
+    def rows(self) -> int:
+        """Of one forward pass."""
+        batch = self.plan.spec.batch_size
+        return batch if self._run is None else min(batch, self._run.trainee.path.micro_batch)
+
+    def prepare(self) -> None:
+        """Dataset to latents, checkpoint to state. The numeric path is written down before the first step ever."""
+        with self._attempt():
+            began = time.monotonic()
+            base, spec = self._device.base, self.plan.spec
+            path = self._fix_path(base, spec)
+            with cpu_threads(path["threads"]):
+                data = self._runtime.prepared(self.plan)
+                faults.point("dataset_loaded")
+                found = self._load_checkpoint(data, path)
+                state, body = found if found is not None else (start(base, data, spec), {})
+            self._run = _Run(Trainee(base, data, spec, state, path), path, body)
+            self._unpaid += time.monotonic() - began
+
+    def ready(self) -> Trainee | None:
+        """The trainee for its next step; None when there is none, because the job has ended one way or another."""
+        with self._attempt():
+            run = self._prepared
+            self._harvest_previews(run)
+            if run.state.step < self.plan.spec.steps:
+                return run.trainee
+            self._publish(run)
+        return None
+
+    def took(self, outcome: Progress | Exception, device_seconds: float) -> None:
+        """What came of the step, and how much of the device's time it was."""
+        with self._attempt():
+            self._unpaid += device_seconds
+            if isinstance(outcome, Exception):
+                raise outcome
+            faults.point("after_step")
+            self._seen(self._prepared, outcome)
+
+    def extend(self, session: Session, lease_seconds: float) -> None:
+        jobs.extend(session, self.plan, lease_seconds)
+
+    def hand_back(self) -> None:
+        """The worker wants the device: checkpoint and go back to the queue, unless nothing is left but to publish."""
+        with self._attempt():
+            if self._run is not None and self._run.state.step == self.plan.spec.steps:
+                self._publish(self._run)
+                return
+            try:
+                if self._run is not None and self._checkpointed != self._run.state.step:
+                    self._save_checkpoint(self._run)
+            except Unavailable as error:
+                log.warning("job.checkpoint_postponed", error=str(error))
+            self._hand_back()
+
+    @contextmanager
+    def _attempt(self) -> Iterator[None]:
         """Every way in which an attempt may end is decided here."""
         with structlog.contextvars.bound_contextvars(
             tenant_id=self.plan.tenant_id, job_id=self.plan.job_id, attempt=self.plan.attempt
         ):
             try:
-                self._advance()
+                yield
             except Diverged as error:
                 self._fail("diverged", str(error))
             except (CorruptObject, ObjectMissing) as error:
@@ -86,53 +155,23 @@ class Slice:
                 log.exception("job.crashed")
                 self._put_back(type(error).__name__)
 
-    def extend(self, session: Session, lease_seconds: float) -> None:
-        jobs.extend(session, self.plan, lease_seconds)
-
-    def hand_back(self) -> None:
-        """The worker wants the device: checkpoint and go back to the queue."""
-        try:
-            if self._run is not None and self._checkpointed != self._run.state.step:
-                self._save_checkpoint(self._run)
-        except Unavailable as error:
-            log.warning("job.checkpoint_postponed", error=str(error))
-        self._hand_back()
-
-    def _advance(self) -> None:
+    @property
+    def _prepared(self) -> _Run:
         if self._run is None:
-            self._run = self._prepare()
-            return
-        self._harvest_previews(self._run)
-        began = time.monotonic()
-        progress = next(self._run.steps, None)
-        self._unpaid += time.monotonic() - began
-        if progress is None:
-            self._publish(self._run)
-            return
-        faults.point("after_step")
-        self._seen(self._run, progress)
-
-    def _prepare(self) -> _Run:
-        """Dataset to latents, checkpoint to state. The numeric path is written down before the first step ever."""
-        began = time.monotonic()
-        data = self._runtime.prepared(self.plan)
-        faults.point("dataset_loaded")
-        base, spec = self._device.base, self.plan.spec
-        path = self._fix_path(base, spec)
-        state = self._load_checkpoint(data, path) or start(base, data, spec)
-        self._unpaid += time.monotonic() - began
-        return _Run(data, path, state, iter(fit(base, data, spec, state, path)), body={})
+            raise RuntimeError("the slice is not prepared")
+        return self._run
 
     def _fix_path(self, base: Base, spec: TrainSpec) -> Mapping[str, Any]:
         """The job's own numeric path where an earlier claim fixed one, with its thread count; else this machine's."""
         if self.plan.numeric_path is None:
-            path = numeric_path(base, spec)
+            path = self._runtime.numeric_path(base, spec)
             with self._services.database.write() as session:
                 jobs.fix_numeric_path(session, self.plan, path)
             return path
         path = self.plan.numeric_path
-        torch.set_num_threads(path["threads"])
-        if path != (here := numeric_path(base, spec)):
+        with cpu_threads(path["threads"]):
+            here = self._runtime.numeric_path(base, spec)
+        if path != here:
             log.warning("job.numeric_path_changed", fixed=path, here=here)
         return path
 
@@ -154,8 +193,6 @@ class Slice:
             self._save_checkpoint(run)
         if spec.preview_every and (step % spec.preview_every == 0 or step == spec.steps):
             self._draw_preview(run)
-        if time.monotonic() > self._until and step < spec.steps:
-            self.hand_back()
 
     def _report(self, run: _Run, progress: Progress, is_measured: bool) -> Standing:
         with self._services.database.write() as session:
@@ -189,28 +226,30 @@ class Slice:
         with self._services.database.write() as session:
             if standing.held:
                 jobs.stop(session, self.plan, standing)
+            self._charge(session)
         self._end()
 
     # --- checkpoints
 
-    def _load_checkpoint(self, training: TrainingData, path: Mapping[str, Any]) -> TrainState | None:
-        """The newest that can be read; an unreadable one is dropped for the one before."""
-        key, sha256 = self.plan.checkpoint_key, self.plan.checkpoint_sha256
-        while key is not None:
+    def _load_checkpoint(
+        self, training: TrainingData, path: Mapping[str, Any]
+    ) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest that can be read, with its losses; an unreadable one is dropped for the one before."""
+        saved = self.plan.checkpoint
+        while saved is not None:
             try:
-                data = self._services.store.get(key)
-                if hashlib.sha256(data).hexdigest() == sha256:
+                data = self._services.store.get(saved.key)
+                if hashlib.sha256(data).hexdigest() == saved.sha256:
                     device = self._device.base.device
                     state = checkpoint.load(data, self.plan.spec.digest, training.digest, path, device)
                     self._checkpointed = state.step
-                    return state
+                    return state, dict(saved.metrics)
             except (ObjectMissing, DomainError) as error:
                 if isinstance(error, Unavailable):
                     raise
                 log.warning("job.checkpoint_unreadable", error=str(error))
             with self._services.database.write() as session:
-                previous = jobs.drop_checkpoint(session, self.plan)
-            key, sha256 = (previous.object_key, previous.sha256) if previous else (None, None)
+                saved = jobs.drop_checkpoint(session, self.plan)
         return None
 
     def _save_checkpoint(self, run: _Run) -> None:
@@ -320,7 +359,7 @@ class Slice:
                 metrics=metrics,
             )
             published = jobs.finish(session, plan, row, metrics)
-            jobs.charge(session, plan.tenant_id, self._unpaid)
+            self._charge(session)
         if published:
             faults.point("after_succeeded")
             log.info("job.succeeded", adapter_id=adapter_id, sha256=digest, bytes=len(data))
@@ -334,28 +373,32 @@ class Slice:
     def _fail(self, code: str, message: str) -> None:
         with self._services.database.write() as session:
             jobs.fail(session, self.plan, code=code, message=message)
+            self._charge(session)
         self._services.nudges.announce(self.plan.job_id)
         self._end()
 
     def _put_back(self, reason: str) -> None:
         with self._services.database.write() as session:
             jobs.put_back(session, self.plan, reason, self._services.settings.max_attempts)
+            self._charge(session)
         self._services.nudges.rouse()
         self._end()
 
     def _hand_back(self) -> None:
         with self._services.database.write() as session:
             jobs.yield_back(session, self.plan)
-            jobs.charge(session, self.plan.tenant_id, self._unpaid)
+            self._charge(session)
         self._services.nudges.rouse()
         self._end()
+
+    def _charge(self, session: Session) -> None:
+        jobs.charge(session, self.plan.tenant_id, self._unpaid)
 
     def _end(self) -> None:
         for _, futures in self._previews:
             for future in futures:
                 future.cancel()
         self._previews = []
-        torch.set_num_threads(self._services.settings.threads)
         self.is_over = True
 
 

@@ -3,6 +3,7 @@
 Every write of a worker carries its attempt in the WHERE: a late worker writes nothing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -18,10 +19,14 @@ from core.db.session import now
 from core.diffusion.catalog import BaseSummary
 from core.errors import Conflict, DomainError, OverQuota
 from core.evaluations import service as evaluations
+from core.jobs.queue import waiting_ids
 from core.jobs.repository import JobRepository
 from core.jobs.states import TERMINAL, UNFINISHED, Status, move
 from core.models import Adapter, Checkpoint, Dataset, Job, JobEvent, JobMetric, Preview, Tenant
 from core.training.spec import MAX_STEPS, TrainSpec, resolve
+
+_LOOKED_AT = 50
+"""Jobs at the head of the queue among which a worker looks for one that it can take."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,20 @@ class Plan:
     pack_key: str
     pack_sha256: str
     numeric_path: dict[str, Any] | None
-    checkpoint_key: str | None
-    checkpoint_sha256: str | None
+    checkpoint: "Saved | None"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint in the store, and the losses at its step."""
+
+    key: str
+    sha256: str
+    metrics: dict[str, Any]
+
+    @classmethod
+    def of(cls, row: Checkpoint | None) -> "Saved | None":
+        return None if row is None else cls(row.object_key, row.sha256, row.metrics)
 
 
 @dataclass(frozen=True)
@@ -165,13 +182,22 @@ def resume_job(session: Session, tenant_id: str, job_id: str) -> Job:
 # --- what a worker may do ---------------------------------------------------------------------------------------------
 
 
-def claim(session: Session, worker: str, lease_seconds: float, catalog: Catalog) -> Plan | None:
-    """Take the next job: the tenant that has used the device least goes first, its oldest job first."""
-    while (job := _next_waiting(session, catalog)) is not None:
+def claim(
+    session: Session, worker: str, lease_seconds: float, catalog: Catalog, fits: Callable[[Job], bool] | None = None
+) -> Plan | None:
+    """Take the next job in the order of `core.jobs.queue`; with `fits`, the first that fits beside what is running."""
+    for job_id in waiting_ids(session, catalog.names(), _LOOKED_AT):
+        # Skipped where another worker looks at it, or has taken it since.
+        one = select(Job).where(Job.id == job_id, Job.status == Status.queued).with_for_update(skip_locked=True)
+        job = session.scalar(one.execution_options(populate_existing=True))
+        if job is None:
+            continue
         try:
             _make_ready(session, job, catalog.get(job.model))
         except DomainError as error:
             _fail_queued(session, job, error)
+            continue
+        if fits is not None and not fits(job):
             continue
         moment = now(session)
         taken = move(
@@ -185,14 +211,20 @@ def claim(session: Session, worker: str, lease_seconds: float, catalog: Catalog)
             phase="preparing",
             started_at=func.coalesce(Job.started_at, moment),
         )
-        return _plan(session, job) if taken else None
+        if taken:
+            return _plan(session, job)
     return None
 
 
-def is_waiting(session: Session, catalog: Catalog) -> bool:
-    """Cheap enough to ask between steps."""
-    waiting = select(Job.id).where(Job.status == Status.queued, Job.model.in_(catalog.names())).limit(1)
-    return session.scalar(waiting) is not None
+def is_waiting(session: Session, catalog: Catalog, fits: Callable[[Job], bool] | None = None) -> bool:
+    """Cheap enough to ask between steps. With `fits`, whether `claim` would find one, unless somebody is quicker."""
+    if fits is None:
+        waiting = select(Job.id).where(Job.status == Status.queued, Job.model.in_(catalog.names())).limit(1)
+        return session.scalar(waiting) is not None
+    looked_at = waiting_ids(session, catalog.names(), _LOOKED_AT)
+    found = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(looked_at)))}
+    # What no spec says yet is found out by claiming it.
+    return any(found[job_id].spec is None or fits(found[job_id]) for job_id in looked_at if job_id in found)
 
 
 def fix_numeric_path(session: Session, plan: Plan, numeric_path: dict[str, Any]) -> bool:
@@ -260,7 +292,7 @@ def add_checkpoint(
     return _wrote(session, _held(plan).values(checkpoint_id=checkpoint.id, crashes=crashes))
 
 
-def drop_checkpoint(session: Session, plan: Plan) -> Checkpoint | None:
+def drop_checkpoint(session: Session, plan: Plan) -> Saved | None:
     """The job's checkpoint cannot be read: forget it and point to the one before, if there is one."""
     if not is_held(session, plan):
         return None
@@ -273,7 +305,7 @@ def drop_checkpoint(session: Session, plan: Plan) -> Checkpoint | None:
     job.checkpoint_id = previous.id if previous else None
     session.delete(bad)
     _event(session, job.id, job.tenant_id, f"Checkpoint of step {bad.step} is unreadable: going back", level="warn")
-    return previous
+    return Saved.of(previous)
 
 
 def add_preview(
@@ -381,19 +413,6 @@ def old_checkpoints(session: Session, keep: int) -> list[Checkpoint]:
 # --- private ----------------------------------------------------------------------------------------------------------
 
 
-def _next_waiting(session: Session, catalog: Catalog) -> Job | None:
-    candidate = (
-        select(Job.id)
-        .join(Tenant, Tenant.id == Job.tenant_id)
-        .where(Job.status == Status.queued, Job.model.in_(catalog.names()))
-        .order_by(Tenant.device_seconds, Job.created_at, Job.id)
-        .limit(1)
-        .with_for_update(skip_locked=True, of=Job)
-    )
-    job_id = session.scalar(candidate)
-    return session.get_one(Job, job_id, populate_existing=True) if job_id else None
-
-
 def _make_ready(session: Session, job: Job, base: BaseSummary) -> None:
     """Give a job that was created before its dataset was known its spec. Raises what makes it impossible to run."""
     if job.base_fingerprint != base.fingerprint:
@@ -422,8 +441,7 @@ def _plan(session: Session, job: Job) -> Plan:
         pack_key=dataset.pack_key or "",
         pack_sha256=dataset.pack_sha256 or "",
         numeric_path=job.numeric_path,
-        checkpoint_key=checkpoint.object_key if checkpoint else None,
-        checkpoint_sha256=checkpoint.sha256 if checkpoint else None,
+        checkpoint=Saved.of(checkpoint),
     )
 
 

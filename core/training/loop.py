@@ -7,7 +7,7 @@ A job's trainable is one vector: θ, then its class rows' differences. A pass ma
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -28,6 +28,7 @@ VALIDATION_ROWS = 64
 STEADY_ROWS = 16
 """From so many rows on, a row of a float32 matrix product on the CPU has the same bits whatever their number."""
 RowPath = Literal["row", "fused"]
+Packing = Literal["exact", "shared"]
 
 
 class Diverged(Invalid):
@@ -72,6 +73,19 @@ class NumericPath:
     rows: RowPath
     micro_batch: int
     world: int = 1  # processes that share a step's rows
+    packing: Packing = "exact"
+    """`exact`: who shares its passes changes no bit of the job, or nobody does; `shared`: it may."""
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether a job has the same bits alone and in any company (docs/decisions/0011)."""
+        return (self.device, self.dtype, self.threads, self.rows, self.world) == ("cpu", "float32", 1, "row", 1)
+
+    def may_share(self, other: "NumericPath") -> bool:
+        """Whether jobs of these paths may train in one pass."""
+        if self.packing == other.packing == "shared" and self.world == 1:
+            return replace(self, micro_batch=other.micro_batch) == other
+        return self.is_steady and other.is_steady
 
     def to_json(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -206,6 +220,11 @@ class Trainee:
         wanted = self.layout.parameter_count(len(data.classes))
         if len(state.vector) != wanted:
             raise Invalid(f"the state has {len(state.vector)} values, the job {wanted}")
+
+    def may_share(self, other: "Trainee") -> bool:
+        """Whether both may train in one pass."""
+        is_alike = self.layout == other.layout and self.data.mean.shape[2:] == other.data.mean.shape[2:]
+        return is_alike and self.path.may_share(other.path)
 
     def draw(self) -> Draw:
         """Images, posterior noise, times (one in each B-th of the schedule), ε and dropped labels of the next step."""

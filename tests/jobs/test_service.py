@@ -9,6 +9,7 @@ from core.datasets import service as datasets
 from core.db.session import Database
 from core.errors import Conflict, Invalid, NotFound, OverQuota
 from core.jobs import service as jobs
+from core.jobs.queue import positions
 from core.jobs.repository import JobRepository
 from core.models import Adapter, Checkpoint, Job, JobEvent, JobMetric, OutboxMessage, Preview, Tenant
 from tests.rows import (
@@ -198,7 +199,8 @@ def test_a_paused_job_goes_on_from_its_checkpoint(database: Database, catalog: C
     with database.write() as session:
         assert jobs.resume_job(session, plan.tenant_id, plan.job_id).status == "queued"
         again = claim_job(session, catalog)
-    assert (again.attempt, again.checkpoint_key, again.checkpoint_sha256) == (2, "at-five", "2" * 64)
+    assert again.checkpoint is not None
+    assert (again.attempt, again.checkpoint.key, again.checkpoint.sha256) == (2, "at-five", "2" * 64)
 
 
 def test_a_pause_that_nobody_carried_out_yet_is_taken_back(database: Database, catalog: Catalog) -> None:
@@ -360,7 +362,8 @@ def test_a_silent_workers_job_is_queued_again_from_its_checkpoint(database: Data
         assert jobs.sweep(session, 3) is False
     assert job_of(database, first.job_id).status == "running"
     second = taken_over(database, catalog, first)
-    assert (second.attempt, second.checkpoint_key) == (2, "at-four")
+    assert second.checkpoint is not None
+    assert (second.attempt, second.checkpoint.key) == (2, "at-four")
     assert "going on from the last checkpoint" in messages_of(database, first.job_id)[-1]
 
 
@@ -463,7 +466,34 @@ def test_the_tenant_that_used_the_device_least_goes_first(database: Database, ca
             plan = claim_job(session, catalog)
             order.append("slow" if plan.tenant_id == slow.id else "quick")
             report_step(session, plan, 1, seconds=20.0 if plan.tenant_id == slow.id else 9.0)
-    assert order == ["slow", "quick", "quick", "quick", "slow", "slow"]
+            assert jobs.yield_back(session, plan)
+    assert order == ["slow", "quick", "quick", "quick", "slow", "quick"]
+
+
+def test_each_tenant_has_a_job_running_before_any_has_two(database: Database, catalog: Catalog) -> None:
+    """Those who are claimed for one pass, before any of them is charged."""
+    with database.write() as session:
+        many, few = make_tenant(session, "many"), make_tenant(session, "few")
+        jobs.charge(session, few.id, 5.0)
+        made = [make_job(session, tenant, catalog).id for tenant in (many, many, many, few, few)]
+        shown = positions(session, made)
+        claimed = [claim_job(session, catalog).job_id for _ in made]
+    assert claimed == [made[0], made[3], made[1], made[4], made[2]]
+    assert shown == {job_id: claimed.index(job_id) + 1 for job_id in made}
+
+
+def test_a_worker_takes_the_first_job_that_fits(database: Database, catalog: Catalog) -> None:
+    with database.write() as session:
+        tenant = make_tenant(session)
+        first, second = (make_job(session, tenant, catalog).id for _ in range(2))
+    with database.write() as session:
+        assert jobs.is_waiting(session, catalog, lambda job: job.id == second)
+        plan = jobs.claim(session, "w", LEASE, catalog, lambda job: job.id == second)
+        assert plan is not None
+        assert plan.job_id == second
+        assert not jobs.is_waiting(session, catalog, lambda job: job.id == second)
+        assert jobs.claim(session, "w", LEASE, catalog, lambda job: job.id == second) is None
+        assert claim_job(session, catalog).job_id == first
 
 
 def test_a_tenants_own_jobs_run_oldest_first(database: Database, catalog: Catalog) -> None:

@@ -17,6 +17,7 @@ from core.clock import utc_now
 from core.datasets import service as datasets
 from core.datasets.limits import Limits
 from core.datasets.validation import validate
+from core.ids import new_id
 from core.jobs import service as jobs
 from core.models import Adapter, Dataset, Evaluation, Job, JobEvent, Sample
 from core.samples import service as samples
@@ -45,7 +46,13 @@ class Shop:
             tenant_id = tenants.create_tenant(session, "acme").id
         return cls(services, runtime, tenant_id, add_dataset(services, tenant_id))
 
-    def job(self, evaluate: bool = False, **hyperparameters: Any) -> str:
+    def rival(self, each: int = 10) -> "Shop":
+        """Another tenant of the same service, with data of its own."""
+        with self.services.database.write() as session:
+            tenant_id = tenants.create_tenant(session, f"rival-{new_id('tenant')[-6:]}").id
+        return Shop(self.services, self.runtime, tenant_id, add_dataset(self.services, tenant_id, each))
+
+    def job(self, evaluate: bool = False, seed: int = 7, **hyperparameters: Any) -> str:
         """A queued job, twelve steps unless told otherwise."""
         asked = {"steps": 12, "batch_size": 4, "checkpoint_every": 4, "preview_every": None, **hyperparameters}
         with self.services.database.write() as session:
@@ -55,7 +62,7 @@ class Shop:
                 self.services.catalog.get(MODEL),
                 dataset_id=self.dataset_id,
                 hyperparameters=asked,
-                seed=7,
+                seed=seed,
                 evaluate=evaluate,
             ).id
 
