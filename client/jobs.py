@@ -116,13 +116,17 @@ class Jobs:
         seed: int | None = None,
         metadata: Mapping[str, str] | None = None,
         evaluate: bool = False,
+        checkpoint: str | None = None,
     ) -> Job:
         """Queue a fine-tune of `model` on a file; what `hyperparameters` leaves out is chosen by the service.
+
+        A tuned `model` (`ft:…`), or the id of a `checkpoint` beside a base, is continued from.
 
         With `evaluate` the adapter is measured against the pictures that training held out, once it is there.
         """
         body: dict[str, Any] = {"model": model, "training_file": training_file}
-        optional = {"suffix": suffix, "seed": seed, "metadata": dict(metadata) if metadata else None}
+        optional = {"checkpoint": checkpoint, "suffix": suffix, "seed": seed}
+        optional["metadata"] = dict(metadata) if metadata else None
         body |= {key: value for key, value in optional.items() if value is not None}
         if evaluate:
             body["evaluate"] = True

@@ -60,7 +60,7 @@ def _named(session: Session) -> set[str]:
         select(Adapter.object_key).where(Adapter.deleted_at.is_(None)),
         select(Evaluation.partial_key).where(Evaluation.partial_key.is_not(None)),
     )
-    named = {key for query in columns for key in session.scalars(query) if key}
+    named = {key for query in columns for key in session.scalars(query) if key} | jobs.start_keys(session)
     for images in session.scalars(select(Sample.images).where(Sample.images.is_not(None))):
         named |= {image["key"] for image in images or []}
     return named

@@ -26,6 +26,7 @@ from core.sampling.request import AdapterPart, SampleRequest
 from core.storage import keys
 from core.storage.base import ObjectMissing
 from core.training import checkpoint
+from core.training.continuing import continued, read_adapter, read_checkpoint
 from core.training.data import TrainingData
 from core.training.loop import Diverged, Progress, Trainee, TrainState, finish, start
 from core.training.spec import TrainSpec
@@ -36,6 +37,12 @@ log = structlog.get_logger()
 
 _REPORT_SECONDS = 1.0
 _PREVIEW_SEED = 1000  # previews of every step and of every job start from the same noises
+
+
+class StartUnreadable(DomainError):
+    """What the job continues from is not there any more, or not as it was."""
+
+    code = "start_unreadable"
 
 
 @dataclass(eq=False)
@@ -95,7 +102,7 @@ class Slice:
                 data = self._runtime.prepared(self.plan)
                 faults.point("dataset_loaded")
                 found = self._load_checkpoint(data, path)
-                state, body = found if found is not None else (start(base, data, spec), {})
+                state, body = found if found is not None else (self._start(base, data, spec), {})
             self._run = _Run(Trainee(base, data, spec, state, path), path, body)
             self._unpaid += time.monotonic() - began
 
@@ -230,6 +237,23 @@ class Slice:
         self._end()
 
     # --- checkpoints
+
+    def _start(self, base: Base, data: TrainingData, spec: TrainSpec) -> TrainState:
+        """The base, or what the job continues from."""
+        origin = self.plan.start
+        if origin is None:
+            return start(base, data, spec)
+        try:
+            content = self._services.store.get(origin.key)
+        except ObjectMissing as error:
+            raise StartUnreadable(f"the bytes of {origin.id} are gone") from error
+        if hashlib.sha256(content).hexdigest() != origin.sha256:
+            raise StartUnreadable(f"the bytes of {origin.id} are not those that were stored")
+        if origin.kind == "adapter":
+            source = read_adapter(content, base, spec)
+        else:
+            source = read_checkpoint(content, base, spec, origin.classes)
+        return continued(base, data, spec, source)
 
     def _load_checkpoint(
         self, training: TrainingData, path: Mapping[str, Any]

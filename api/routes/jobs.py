@@ -22,6 +22,7 @@ from api.deps import (
 )
 from api.events import EVENT_STREAM, event_number, event_stream, last_event_id
 from api.once import OnceDep
+from api.routes.images import named_model
 from api.schemas.base import ListRead, problems
 from api.schemas.jobs import (
     CheckpointRead,
@@ -33,10 +34,13 @@ from api.schemas.jobs import (
 )
 from api.states import check_state, state_reply
 from core.adapters.repository import AdapterRepository
+from core.bases import Catalog
+from core.diffusion.catalog import BaseSummary
 from core.errors import Invalid, NotFound
 from core.jobs import service as jobs
 from core.jobs.queue import positions
 from core.jobs.repository import JobRepository
+from core.jobs.start import Start, from_adapter, from_checkpoint
 from core.models import Checkpoint, Job
 from core.training.spec import POINTER
 
@@ -52,16 +56,18 @@ def create_job(
     """It trains an adapter of the base on the file's images; follow it by `GET`, or by its events."""
 
     def create() -> JobRead:
+        base, start = _origin(catalog, session, caller.tenant_id, body)
         job = jobs.create_job(
             session,
             caller.tenant_id,
-            catalog.get(body.model),
+            base,
             dataset_id=body.training_file,
             hyperparameters=body.asked(),
             suffix=body.suffix,
             seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
             labels=body.metadata,
             evaluate=bool(body.evaluate),
+            start=start,
             max_queued=settings.max_queued_jobs,
             max_steps=settings.max_steps,
         )
@@ -178,6 +184,16 @@ def get_job_preview(
         row = JobRepository(session, caller.tenant_id).get_preview(job_id, preview_id)
     stored = Stored(row.object_key, row.sha256, row.bytes, f"{row.id}.png", "image/png")
     return object_reply(request, services.store, stored)
+
+
+def _origin(catalog: Catalog, session: Session, tenant_id: str, body: JobCreate) -> tuple[BaseSummary, Start | None]:
+    """The base to train on, and what of the tenant's own the job continues from."""
+    base, adapter = named_model(catalog, session, tenant_id, body.model)
+    if body.checkpoint is None:
+        return base, None if adapter is None else from_adapter(adapter)
+    if adapter is not None:
+        raise Invalid("a job continues from a tuned model or from a checkpoint: name a base", pointer="/checkpoint")
+    return base, from_checkpoint(session, tenant_id, body.checkpoint)
 
 
 def _read(session: Session, tenant_id: str, rows: list[Job]) -> list[JobRead]:

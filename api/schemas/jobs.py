@@ -57,8 +57,11 @@ class Previews(Body):
 
 
 class JobCreate(Body):
-    model: Annotated[Text, Field(min_length=1, max_length=200, description="A base model's name.")]
+    model: Annotated[Text, Field(min_length=1, max_length=200, description="A base, or a tuned model to continue.")]
     training_file: Annotated[Text, Field(min_length=1, max_length=100, description="Id of an uploaded file.")]
+    checkpoint: Annotated[Text, Field(min_length=1, max_length=100)] | None = Field(
+        None, description="Id of a checkpoint of yours to continue from."
+    )
     suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = Field(
         None, description="Part of the tuned model's name."
     )
@@ -103,6 +106,11 @@ class Queue(BaseModel):
     position: int = Field(description="1 is next, as things stand; tenants take turns, so it may rise.")
 
 
+class ContinuedFrom(BaseModel):
+    type: Literal["adapter", "checkpoint"]
+    id: str
+
+
 class MethodRead(BaseModel):
     type: Literal["difffit"] = "difffit"
     difffit: dict[str, Any]
@@ -138,6 +146,7 @@ class JobRead(BaseModel):
     attempt: int
     started_at: int | None
     base_fingerprint: str
+    continued_from: ContinuedFrom | None
     evaluate: bool
 
     @classmethod
@@ -173,6 +182,7 @@ class JobRead(BaseModel):
                 "attempt": row.attempt,
                 "started_at": to_unix(row.started_at),
                 "base_fingerprint": row.base_fingerprint,
+                "continued_from": row.start and {"type": row.start["kind"], "id": row.start["id"]},
                 "evaluate": row.evaluate,
             }
         )

@@ -22,7 +22,10 @@ def train(
     source: Annotated[
         str, typer.Argument(metavar="FILE_OR_PATH", help="A file's id, or a folder or archive to upload.")
     ],
-    model: Annotated[str | None, typer.Option(help="The base; default: the service's first.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The base, or an adapted model to continue; default: the service's first base.")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="A checkpoint to continue from, by its id.")] = None,
     suffix: Annotated[str | None, typer.Option(help="A word for the adapted model's name.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default: chosen for the dataset.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
@@ -53,6 +56,7 @@ def train(
             seed=seed,
             metadata=_pairs(label, "--metadata"),
             evaluate=evaluating,
+            checkpoint=checkpoint,
         )
         say(f"created {job.id} on {chosen}: {job.status}")
         if watching:

@@ -52,6 +52,14 @@ class JobRepository:
     def list_checkpoints(self, job_id: str) -> list[Checkpoint]:
         return list(self._session.scalars(self._of(Checkpoint, job_id).order_by(Checkpoint.step.desc())))
 
+    def get_checkpoint(self, checkpoint_id: str, pointer: str | None = None) -> tuple[Job, Checkpoint]:
+        """With the job that it belongs to."""
+        mine = (Checkpoint.id == checkpoint_id, Checkpoint.tenant_id == self._tenant_id)
+        found = self._session.scalar(select(Checkpoint).where(*mine))
+        if found is None:
+            raise NotFound(f"no checkpoint {checkpoint_id}", pointer=pointer)
+        return self.get(found.job_id), found
+
     def list_previews(self, job_id: str) -> list[Preview]:
         return list(self._session.scalars(self._of(Preview, job_id).order_by(Preview.step)))
 

@@ -21,6 +21,7 @@ from core.errors import Conflict, DomainError, OverQuota
 from core.evaluations import service as evaluations
 from core.jobs.queue import waiting_ids
 from core.jobs.repository import JobRepository
+from core.jobs.start import Start
 from core.jobs.states import TERMINAL, UNFINISHED, Status, move
 from core.models import Adapter, Checkpoint, Dataset, Job, JobEvent, JobMetric, Preview, Tenant
 from core.training.spec import MAX_STEPS, TrainSpec, resolve
@@ -43,6 +44,7 @@ class Plan:
     pack_sha256: str
     numeric_path: dict[str, Any] | None
     checkpoint: "Saved | None"
+    start: Start | None
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,14 @@ def create_job(
     seed: int = 0,
     labels: dict[str, str] | None = None,
     evaluate: bool = False,
+    start: Start | None = None,
     max_queued: int = 100,
     max_steps: int = MAX_STEPS,
 ) -> Job:
     """Queue a fine-tune on one of the tenant's own datasets. Raises NotFound, Conflict, Invalid or OverQuota."""
+    if start is not None:
+        start.require_base(base)
+        hyperparameters = start.hyperparameters(hyperparameters)
     # Locked: its verdict must not arrive, nor it be deleted, between this look and our commit.
     dataset = DatasetRepository(session, tenant_id).get(dataset_id, pointer="/training_file", lock=True)
     if dataset.status == "error":
@@ -97,6 +103,8 @@ def create_job(
     _admit(session, tenant_id, max_queued)
     # Bounds are checked now even where the dataset is not known yet: nothing bad is accepted.
     spec = _resolve(hyperparameters, dataset, base, seed, max_steps)
+    if start is not None:
+        start.require_layout(spec)
     ready = dataset.status == "processed"
     job = Job(
         tenant_id=tenant_id,
@@ -107,6 +115,7 @@ def create_job(
         seed=seed,
         request=hyperparameters,
         spec=spec.to_json() if ready else None,
+        start=start.to_json() if start else None,
         labels=labels or {},
         evaluate=evaluate,
         status=Status.queued if ready else Status.validating_files,
@@ -114,6 +123,10 @@ def create_job(
     session.add(job)
     session.flush()
     _event(session, job.id, tenant_id, f"Created fine-tuning job: {job.id}")
+    if start is not None:
+        _event(
+            session, job.id, tenant_id, f"Continuing from {start.kind} {start.id}", data={f"{start.kind}_id": start.id}
+        )
     if ready:
         _queued(session, job.id, tenant_id)
     else:
@@ -407,7 +420,15 @@ def old_checkpoints(session: Session, keep: int) -> list[Checkpoint]:
     ranked = select(Checkpoint.id, rank).subquery()
     used = select(Job.checkpoint_id).where(Job.checkpoint_id.is_not(None), Job.status.in_(UNFINISHED))
     beyond = select(ranked.c.id).where(ranked.c.rank > keep)
-    return list(session.scalars(select(Checkpoint).where(Checkpoint.id.in_(beyond), Checkpoint.id.not_in(used))))
+    found = session.scalars(select(Checkpoint).where(Checkpoint.id.in_(beyond), Checkpoint.id.not_in(used)))
+    started_from = start_keys(session)
+    return [checkpoint for checkpoint in found if checkpoint.object_key not in started_from]
+
+
+def start_keys(session: Session) -> set[str]:
+    """Objects that unfinished jobs continue from."""
+    starts = session.scalars(select(Job.start).where(Job.start.is_not(None), Job.status.in_(UNFINISHED)))
+    return {start["key"] for start in starts if start}
 
 
 # --- private ----------------------------------------------------------------------------------------------------------
@@ -442,6 +463,7 @@ def _plan(session: Session, job: Job) -> Plan:
         pack_sha256=dataset.pack_sha256 or "",
         numeric_path=job.numeric_path,
         checkpoint=Saved.of(checkpoint),
+        start=Start.from_json(job.start) if job.start else None,
     )
 
 

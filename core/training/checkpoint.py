@@ -47,6 +47,25 @@ def load(
     device: torch.device | str = "cpu",
 ) -> TrainState:
     """The state to go on from, if it belongs to exactly this spec, dataset and numeric path."""
+    metadata, state = _parse(data, device)
+    for part, wanted in (("spec", spec_digest), ("data", data_digest)):
+        if metadata.get(part) != wanted:
+            raise CheckpointMismatch(f"the checkpoint belongs to another {part}")
+    path: dict[str, Any] = _header(metadata, "numeric_path")
+    for key in sorted({*path, *numeric_path}):
+        if path.get(key) != numeric_path.get(key):
+            raise CheckpointMismatch(
+                f"the checkpoint's numeric path has {key} {path.get(key)!r}, this run {numeric_path.get(key)!r}"
+            )
+    return state
+
+
+def read(data: bytes) -> TrainState:
+    """The state, whatever it belongs to: for another job to begin with."""
+    return _parse(data, "cpu")[1]
+
+
+def _parse(data: bytes, device: torch.device | str) -> tuple[dict[str, str], TrainState]:
     try:
         metadata, specs = read_header(data)
         tensors = read_tensors(data)
@@ -56,19 +75,15 @@ def load(
         raise CorruptCheckpoint("the file is no checkpoint of this version")
     if len({spec for spec in specs.values()}) != 1 or next(iter(specs.values()))[0] != "F32":
         raise CorruptCheckpoint("the checkpoint's vectors differ in type or length")
-    for part, wanted in (("spec", spec_digest), ("data", data_digest)):
-        if metadata.get(part) != wanted:
-            raise CheckpointMismatch(f"the checkpoint belongs to another {part}")
-    try:
-        path: dict[str, Any] = json.loads(metadata["numeric_path"])
-        step = int(metadata["step"])
-        starts = tuple(json.loads(metadata["class_start"]))
-    except (KeyError, ValueError, TypeError) as error:
-        raise CorruptCheckpoint(f"the checkpoint's header is not readable: {error!r}") from error
-    for key in sorted({*path, *numeric_path}):
-        if path.get(key) != numeric_path.get(key):
-            raise CheckpointMismatch(
-                f"the checkpoint's numeric path has {key} {path.get(key)!r}, this run {numeric_path.get(key)!r}"
-            )
     moved = {name: tensors[name].to(device) for name in _TENSORS}
-    return TrainState(**moved, step=step, class_start=starts)
+    step, starts = _header(metadata, "step"), _header(metadata, "class_start")
+    if type(step) is not int or type(starts) is not list:
+        raise CorruptCheckpoint("the checkpoint's header is not readable")
+    return dict(metadata), TrainState(**moved, step=step, class_start=tuple(starts))
+
+
+def _header(metadata: Mapping[str, str], key: str) -> Any:
+    try:
+        return json.loads(metadata[key])
+    except (KeyError, ValueError) as error:
+        raise CorruptCheckpoint(f"the checkpoint's header is not readable: {error!r}") from error

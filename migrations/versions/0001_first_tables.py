@@ -110,6 +110,7 @@ def upgrade() -> None:
         sa.Column("seed", sa.BigInteger(), nullable=False),
         sa.Column("request", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=False),
         sa.Column("spec", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=True),
+        sa.Column("start", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=True),
         sa.Column("labels", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=False),
         sa.Column("evaluate", sa.Boolean(), nullable=False),
         sa.Column("status", sa.String(), nullable=False),

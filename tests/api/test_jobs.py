@@ -212,3 +212,40 @@ def _stream(client: TestClient, path: str, headers: dict[str, str] | None = None
             assert fields["event"] == "fine_tuning.job.event"
             told.append((int(fields["id"]), json.loads(fields["data"])))
     return told
+
+
+def test_a_job_continues_from_a_tuned_model_or_a_checkpoint(
+    service: Service, owner: Owner, client: TestClient, file_id: str
+) -> None:
+    job_id, adapter = service.trained(owner)
+    (checkpoint,) = client.get(f"/v1/fine_tuning/jobs/{job_id}/checkpoints").json()["data"]
+    tuned = client.post("/v1/fine_tuning/jobs", json=job_body(file_id, model=adapter.model)).json()
+    assert (tuned["model"], tuned["continued_from"]) == ("tiny-dit", {"type": "adapter", "id": adapter.id})
+    from_step = client.post("/v1/fine_tuning/jobs", json=job_body(file_id, checkpoint=checkpoint["id"])).json()
+    assert from_step["continued_from"] == {"type": "checkpoint", "id": checkpoint["id"]}
+    fresh = client.post("/v1/fine_tuning/jobs", json=job_body(file_id)).json()
+    assert fresh["continued_from"] is None
+    both = client.post("/v1/fine_tuning/jobs", json=job_body(file_id, model=adapter.model, checkpoint=checkpoint["id"]))
+    assert_problem(both, 422, "invalid", "/checkpoint")
+    hyperparameters = {"method": {"type": "difffit", "difffit": {"hyperparameters": {"layout": "bitfit"}}}}
+    other = client.post("/v1/fine_tuning/jobs", json=job_body(file_id, model=adapter.model) | hyperparameters)
+    assert_problem(other, 422, "wrong_layout", "/method/difffit/hyperparameters/layout")
+    older = {"model": adapter.model, "training_file": file_id, "hyperparameters": {"layout": "bitfit"}}
+    assert_problem(client.post("/v1/fine_tuning/jobs", json=older), 422, "wrong_layout", "/hyperparameters/layout")
+
+
+def test_what_another_tenant_has_cannot_be_continued_and_looks_unknown(
+    service: Service, owner: Owner, client: TestClient, file_id: str
+) -> None:
+    other = service.owner()
+    job_id, adapter = service.trained(other)
+    (checkpoint,) = other.client.get(f"/v1/fine_tuning/jobs/{job_id}/checkpoints").json()["data"]
+
+    def refused(theirs: str, nobodys: str, code: str, pointer: str) -> None:
+        field = pointer.removeprefix("/")
+        replies = [client.post("/v1/fine_tuning/jobs", json=job_body(file_id, **{field: x})) for x in (theirs, nobodys)]
+        assert_problem(replies[0], 404, code, pointer)
+        assert replies[0].content == replies[1].content.replace(nobodys.encode(), theirs.encode())
+
+    refused(adapter.model, "ft:nobody", "model_not_found", "/model")
+    refused(checkpoint["id"], unknown("ftckpt"), "not_found", "/checkpoint")

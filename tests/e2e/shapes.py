@@ -3,16 +3,17 @@
 import io
 import random
 import zipfile
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
 
-def shapes_zip(each: int = 12, side: int = 32) -> bytes:
-    """Class folders `bar` and `disc` with `each` PNGs; the same bytes every time."""
+def shapes_zip(each: int = 12, side: int = 32, names: Sequence[str] = ("bar", "disc")) -> bytes:
+    """Class folders with `each` PNGs; the same bytes every time."""
     rng = random.Random(0)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for name in ("bar", "disc"):
+        for name in names:
             for index in range(each):
                 archive.writestr(zipfile.ZipInfo(f"{name}/{index}.png"), _shape(rng, name, side))
     return buffer.getvalue()

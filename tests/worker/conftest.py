@@ -33,7 +33,8 @@ def shop_settings(tmp_path: Path, tiny_base: Path) -> Settings:
 
 
 @pytest.fixture
-def shop(shop_settings: Settings) -> Iterator[Shop]:
+def shop(shop_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
+    monkeypatch.setattr("worker.pump._LINGER_SECONDS", 0.2)  # nobody else makes work here
     with opened_shop(shop_settings) as shop:
         yield shop
 

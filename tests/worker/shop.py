@@ -121,9 +121,9 @@ class Shop:
             return list(session.scalars(query))
 
 
-def add_dataset(services: Services, tenant_id: str, each: int = 12) -> str:
-    """Discs and bars, stored and validated as the worker does it."""
-    archive = shapes_zip(each)
+def add_dataset(services: Services, tenant_id: str, each: int = 12, names: Sequence[str] = ("bar", "disc")) -> str:
+    """Bars and discs, stored and validated as the worker does it."""
+    archive = shapes_zip(each, names=names)
     dataset_id, key = datasets.new_dataset_id(tenant_id)
     services.store.put(key, archive)
     scratch = services.settings.data_dir / "scratch"
