@@ -4,11 +4,13 @@ import time
 from collections.abc import Sequence
 
 import structlog
+import torch
 from sqlalchemy.orm import Session
 
 from core.jobs import service as jobs
 from core.models import Job
 from core.training.loop import NumericPath, Progress, Trainee, advance
+from core.training.memory import halved, is_out_of_memory
 from core.training.spec import TrainSpec
 from worker.runtime import Runtime, cpu_threads
 from worker.slice import Slice
@@ -91,10 +93,10 @@ class CoTraining:
             trainee = one.ready()
             if trainee is None:
                 continue
-            if group and (rows + one.rows > row_limit or not trainee.may_share(group[0][1])):
+            if group and (rows + _rows(trainee) > row_limit or not trainee.may_share(group[0][1])):
                 continue
             group.append((one, trainee))
-            rows += one.rows
+            rows += _rows(trainee)
         return group
 
     def _step(self, group: list[tuple[Slice, Trainee]]) -> None:
@@ -111,15 +113,21 @@ class CoTraining:
 
     def _outcomes(self, trainees: list[Trainee]) -> Sequence[Progress | Exception]:
         """One pass; should it break, each by itself, so that the one that breaks it breaks alone."""
-        base = trainees[0].base
         try:
             with cpu_threads(trainees[0].path.threads):
-                return advance(base, trainees)
+                return advance(trainees[0].base, trainees)
         except Exception as error:
-            if len(trainees) == 1:
-                return [error]
-            log.warning("pass.broken", jobs=len(trainees), error=repr(error))
-            return [outcome for trainee in trainees for outcome in self._outcomes([trainee])]
+            failure = error
+        if is_out_of_memory(failure):
+            failure.__traceback__ = None  # its frames hold all that the pass had taken
+            if trainees[0].base.device.type == "cuda":
+                torch.cuda.empty_cache()
+        if len(trainees) == 1:
+            return [failure]
+        log.warning("pass.broken", jobs=len(trainees), error=repr(failure))
+        if is_out_of_memory(failure):
+            self._row_limit = halved(min(self._row_limit, sum(_rows(trainee) for trainee in trainees)))
+        return [outcome for trainee in trainees for outcome in self._outcomes([trainee])]
 
     def _measure(self, one: Slice) -> None:
         """The rows that a pass may have: as many as the settings and the memory allow."""
@@ -137,6 +145,11 @@ class CoTraining:
         path = NumericPath.from_json(job.numeric_path or self._runtime.numeric_path(first.trainee.base, spec))
         taken = sum(one.rows for one in self._slices)
         return taken + min(spec.batch_size, path.micro_batch) <= self._row_limit and path.may_share(first.trainee.path)
+
+
+def _rows(trainee: Trainee) -> int:
+    """Of one forward pass."""
+    return min(trainee.spec.batch_size, trainee.path.micro_batch)
 
 
 def _shape(spec: TrainSpec) -> tuple[object, ...]:

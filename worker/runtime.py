@@ -28,8 +28,8 @@ from core.models import Adapter as AdapterRow
 from core.sampling.engine import Engine
 from core.storage.base import ObjectStore
 from core.training.data import TrainingData, prepare
-from core.training.loop import NumericPath, Trainee, numeric_path
-from core.training.memory import free_bytes, row_bytes
+from core.training.loop import NumericPath, Trainee, layout_of, numeric_path
+from core.training.memory import fit_micro_batch, free_bytes, row_bytes
 from core.training.spec import TrainSpec
 from worker.services import Services, get_services
 
@@ -124,14 +124,25 @@ class Runtime:
             path = replace(path, packing="shared")
         return path.to_json()
 
-    def row_budget(self, trainee: Trainee) -> int:
-        """Rows of a pass that the free memory has room for, by what a row of such a job was measured to take."""
-        key = (trainee.base.fingerprint, trainee.layout, trainee.data.mean.shape[2:])
+    def row_bytes(self, base: Base, data: TrainingData, spec: TrainSpec) -> int:
+        """What a row of such a job takes in a pass, measured once."""
+        key = (base.fingerprint, layout_of(base, spec), data.mean.shape[2:])
         if key not in self._row_bytes:
-            self._row_bytes[key] = row_bytes(trainee.base, trainee.data, trainee.spec)
-            log.info("row.measured", base=trainee.base.name, bytes=self._row_bytes[key])
-        room = self.services.settings.train_memory_share * free_bytes(trainee.base.device)
-        return max(1, int(room / self._row_bytes[key]))
+            self._row_bytes[key] = row_bytes(base, data, spec)
+            log.info("row.measured", base=base.name, bytes=self._row_bytes[key])
+        return self._row_bytes[key]
+
+    def row_budget(self, trainee: Trainee) -> int:
+        """Rows of a pass that the free memory has room for."""
+        cost = self.row_bytes(trainee.base, trainee.data, trainee.spec)
+        return max(1, int(self._room(trainee.base) / cost))
+
+    def micro_batch(self, base: Base, data: TrainingData, spec: TrainSpec) -> int:
+        """Rows of a pass that a job has room for, measured and tried. Raises OutOfMemory."""
+        return fit_micro_batch(base, data, spec, self.row_bytes(base, data, spec), self._room(base))
+
+    def _room(self, base: Base) -> int:
+        return int(self.services.settings.train_memory_share * free_bytes(base.device))
 
     def prepared(self, plan: Plan) -> TrainingData:
         """The dataset as latents, from memory where an earlier slice made them. Raises CorruptObject, ObjectMissing."""

@@ -5,10 +5,11 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
+import torch
 from sqlalchemy.orm import Session
 
 from core import faults
@@ -18,7 +19,7 @@ from core.diffusion.base import Base
 from core.errors import DomainError, Unavailable
 from core.ids import new_id
 from core.jobs import service as jobs
-from core.jobs.service import Plan, Standing
+from core.jobs.service import Plan, Saved, Standing
 from core.models import Adapter as AdapterRow
 from core.models import Tenant
 from core.sampling.engine import Sampled
@@ -29,6 +30,7 @@ from core.training import checkpoint
 from core.training.continuing import continued, read_adapter, read_checkpoint
 from core.training.data import TrainingData
 from core.training.loop import Diverged, Progress, Trainee, TrainState, finish, start
+from core.training.memory import OutOfMemory, halved, is_out_of_memory
 from core.training.spec import TrainSpec
 from worker.pictures import encode_png, strip
 from worker.runtime import CorruptObject, Runtime, cpu_threads, retried
@@ -79,6 +81,7 @@ class Slice:
         self._unpaid = 0.0  # device seconds not yet charged
         self._rate = 0.0  # steps per second, smoothed
         self._checkpointed = -1
+        self._failed_at_one = False  # whether memory ran out at a micro-batch of one row
         self._previews: list[tuple[int, list[Future[Sampled]]]] = []
 
     @property
@@ -97,10 +100,11 @@ class Slice:
         with self._attempt():
             began = time.monotonic()
             base, spec = self._device.base, self.plan.spec
-            path = self._fix_path(base, spec)
-            with cpu_threads(path["threads"]):
+            fixed = self.plan.numeric_path
+            with cpu_threads(fixed["threads"] if fixed else torch.get_num_threads()):
                 data = self._runtime.prepared(self.plan)
                 faults.point("dataset_loaded")
+                path = self._fix_path(base, data, spec)
                 found = self._load_checkpoint(data, path)
                 state, body = found if found is not None else (self._start(base, data, spec), {})
             self._run = _Run(Trainee(base, data, spec, state, path), path, body)
@@ -153,12 +157,17 @@ class Slice:
                 self._fail("diverged", str(error))
             except (CorruptObject, ObjectMissing) as error:
                 self._fail("dataset_corrupt", str(error))
+            except OutOfMemory as error:
+                self._fail(error.code, str(error))
             except Unavailable as error:
                 log.warning("job.postponed", error=str(error))
                 self._hand_back()
             except DomainError as error:
                 self._fail(error.code, str(error))
             except Exception as error:
+                if is_out_of_memory(error):
+                    self._halve_micro_batch()
+                    return
                 log.exception("job.crashed")
                 self._put_back(type(error).__name__)
 
@@ -168,19 +177,32 @@ class Slice:
             raise RuntimeError("the slice is not prepared")
         return self._run
 
-    def _fix_path(self, base: Base, spec: TrainSpec) -> Mapping[str, Any]:
-        """The job's own numeric path where an earlier claim fixed one, with its thread count; else this machine's."""
-        if self.plan.numeric_path is None:
-            path = self._runtime.numeric_path(base, spec)
+    def _fix_path(self, base: Base, data: TrainingData, spec: TrainSpec) -> dict[str, Any]:
+        """The job's own numeric path where an earlier claim fixed one; else this machine's, its micro-batch tried."""
+        here, path = self._runtime.numeric_path(base, spec), self.plan.numeric_path
+        if path is None:
+            path = {**here, "micro_batch": self._runtime.micro_batch(base, data, spec)}
             with self._services.database.write() as session:
                 jobs.fix_numeric_path(session, self.plan, path)
-            return path
-        path = self.plan.numeric_path
-        with cpu_threads(path["threads"]):
-            here = self._runtime.numeric_path(base, spec)
-        if path != here:
+            self.plan = replace(self.plan, numeric_path=path)
+        elif {**path, "micro_batch": 0} != {**here, "micro_batch": 0}:
             log.warning("job.numeric_path_changed", fixed=path, here=here)
         return path
+
+    def _halve_micro_batch(self) -> None:
+        """Memory ran out: again from the last checkpoint, which is read anew, in smaller parts."""
+        path, rows, saved = self.plan.numeric_path, self.rows, self.plan.checkpoint
+        if path is None or (rows == 1 and self._failed_at_one):
+            self._fail("out_of_memory", "a training step does not fit into the memory of this device any more")
+            return
+        self._failed_at_one = rows == 1
+        path = {**path, "micro_batch": halved(rows)}
+        log.warning("job.memory_ran_out", micro_batch=path["micro_batch"])
+        with self._services.database.write() as session:
+            if not jobs.halve_micro_batch(session, self.plan, path, 0 if saved is None else max(self._checkpointed, 0)):
+                self._end()
+        self.plan = replace(self.plan, numeric_path=path)
+        self._run = None
 
     def _seen(self, run: _Run, progress: Progress) -> None:
         """After a step: report, checkpoint, preview, and stop where that was asked for."""
@@ -289,6 +311,7 @@ class Slice:
             faults.point("before_pointer_commit")
             jobs.add_checkpoint(session, self.plan, step=step, key=key, sha256=digest, size=len(data), metrics=metrics)
         faults.point("after_pointer_commit")
+        self.plan = replace(self.plan, checkpoint=Saved(key, digest, metrics))
         self._checkpointed = step
 
     # --- previews

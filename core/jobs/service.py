@@ -242,7 +242,23 @@ def is_waiting(session: Session, catalog: Catalog, fits: Callable[[Job], bool] |
 
 def fix_numeric_path(session: Session, plan: Plan, numeric_path: dict[str, Any]) -> bool:
     """Written once, at the first claim; a later attempt must keep to it."""
-    return _wrote(session, _held(plan).where(Job.numeric_path.is_(None)).values(numeric_path=numeric_path))
+    if not _wrote(session, _held(plan).where(Job.numeric_path.is_(None)).values(numeric_path=numeric_path)):
+        return False
+    rows = numeric_path.get("micro_batch", plan.spec.batch_size)
+    if rows < plan.spec.batch_size:
+        message = f"A batch of {plan.spec.batch_size} does not fit into memory: training in micro-batches of {rows}"
+        _event(session, plan.job_id, plan.tenant_id, message, data={"micro_batch": rows})
+    return True
+
+
+def halve_micro_batch(session: Session, plan: Plan, numeric_path: dict[str, Any], step: int) -> bool:
+    """Memory ran out: from the checkpoint of `step` on, the job's path is another."""
+    if not _wrote(session, _held(plan).values(numeric_path=numeric_path)):
+        return False
+    rows = numeric_path["micro_batch"]
+    message = f"Memory ran out: going on from step {step} in micro-batches of {rows}"
+    _event(session, plan.job_id, plan.tenant_id, message, level="warn", data={"step": step, "micro_batch": rows})
+    return True
 
 
 def extend(session: Session, plan: Plan, lease_seconds: float) -> bool:

@@ -46,14 +46,17 @@ def load(
     numeric_path: Mapping[str, Any],
     device: torch.device | str = "cpu",
 ) -> TrainState:
-    """The state to go on from, if it belongs to exactly this spec, dataset and numeric path."""
+    """The state to go on from, if it belongs to exactly this spec, dataset and numeric path.
+
+    The micro-batch may have been halved since: the job's record says so.
+    """
     metadata, state = _parse(data, device)
     for part, wanted in (("spec", spec_digest), ("data", data_digest)):
         if metadata.get(part) != wanted:
             raise CheckpointMismatch(f"the checkpoint belongs to another {part}")
     path: dict[str, Any] = _header(metadata, "numeric_path")
     for key in sorted({*path, *numeric_path}):
-        if path.get(key) != numeric_path.get(key):
+        if path.get(key) != numeric_path.get(key) and not (key == "micro_batch" and path[key] > numeric_path[key]):
             raise CheckpointMismatch(
                 f"the checkpoint's numeric path has {key} {path.get(key)!r}, this run {numeric_path.get(key)!r}"
             )

@@ -292,7 +292,7 @@ class Trainee:
         labels = data.labels[chosen].to(device)
         theta, table = self.pieces(self.state.average)
         total = 0.0
-        for part in torch.arange(rows).split(self.spec.batch_size):
+        for part in torch.arange(rows).split(self.path.micro_batch):
             x_t = schedule.add_noise(x0[part], eps[part], times[part])
             c_rows = self.class_rows(table, labels[part])
             out = self.base.forward(x_t, schedule.times[times[part]], theta, c_rows, self.layout).float()

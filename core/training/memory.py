@@ -1,4 +1,4 @@
-"""What training rows cost in memory, measured on the base itself, and how much of it is free."""
+"""What training rows cost in memory, measured on the base itself; how much is free; how large a micro-batch may be."""
 
 import resource
 from dataclasses import replace
@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from core.diffusion.base import Base
+from core.errors import Unavailable
 from core.training.data import TrainingData
 from core.training.loop import Trainee, TrainState, advance, layout_of
 from core.training.spec import TrainSpec
 
 _ROWS = 2
+_PHRASES = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc")
 _PASSING = 1.5
 """What a pass takes at its peak over what it keeps for the way back: the largest temporaries beside it."""
 
@@ -31,6 +33,49 @@ def row_bytes(base: Base, data: TrainingData, spec: TrainSpec) -> int:
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         advance(base, [trial(base, data, spec, _ROWS)])
     return int(sum(kept.values()) / _ROWS * _PASSING)
+
+
+class OutOfMemory(Unavailable):
+    """Not even one row has room."""
+
+    code = "out_of_memory"
+
+
+def fit_micro_batch(base: Base, data: TrainingData, spec: TrainSpec, cost: int, room: int) -> int:
+    """The batch, halved until its rows at `cost` bytes each fit into `room`, and until a step of so many works.
+
+    The step is of a state that is thrown away. Raises OutOfMemory.
+    """
+    rows = spec.batch_size
+    while rows > 1 and rows * cost > room:
+        rows = halved(rows)
+    while not _works(base, data, spec, rows):
+        if rows == 1:
+            raise OutOfMemory("a training step of one row does not fit into the memory of this device")
+        rows = halved(rows)
+    return rows
+
+
+def halved(rows: int) -> int:
+    return (rows + 1) // 2
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: on the device, in torch's allocator, in oneDNN, in Python."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and any(phrase in message for phrase in _PHRASES)
+
+
+def _works(base: Base, data: TrainingData, spec: TrainSpec, rows: int) -> bool:
+    try:
+        advance(base, [trial(base, data, spec, rows)])
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def trial(base: Base, data: TrainingData, spec: TrainSpec, rows: int) -> Trainee:

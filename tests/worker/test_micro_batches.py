@@ -1,0 +1,148 @@
+"""Memory that runs out: before the first step, later on, and for good; the neighbours do not notice."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from core.training.loop import Trainee
+from tests.worker.shop import MODEL, Shop
+
+KILLED = -9
+JOB = {"steps": 12, "batch_size": 8, "checkpoint_every": 4}
+
+
+@pytest.fixture
+def limit(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Training passes of more rows raise what torch raises when memory is full."""
+    allowed = [10_000]
+    base = shop.runtime.device(MODEL).base
+    real = base.forward
+
+    def forward(x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        if torch.is_grad_enabled() and len(x) > allowed[0]:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes.")
+        return real(x, *args, **options)
+
+    monkeypatch.setattr(base, "forward", forward)
+    return allowed
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int], Any]:
+    """What is to happen before a job of this seed takes this step."""
+    due: dict[tuple[int, int], Any] = {}
+    real = Trainee.draw
+
+    def draw(trainee: Trainee) -> Any:
+        due.pop((trainee.spec.seed, trainee.state.step), lambda: None)()
+        return real(trainee)
+
+    monkeypatch.setattr(Trainee, "draw", draw)
+    return due
+
+
+def sha(shop: Shop, job_id: str) -> str:
+    [adapter] = shop.adapters(job_id)
+    return adapter.sha256
+
+
+def micro_batch(shop: Shop, job_id: str) -> int:
+    return (shop.get_job(job_id).numeric_path or {})["micro_batch"]
+
+
+def test_a_batch_that_fits_is_not_cut(shop: Shop) -> None:
+    job_id = shop.job(**JOB)
+    shop.pump()
+    assert micro_batch(shop, job_id) == 8
+    assert not any("micro" in message for message in shop.messages(job_id))
+
+
+def test_micro_batches_are_found_before_the_first_step_and_kept(shop: Shop, limit: list[int]) -> None:
+    limit[0] = 3
+    job_id = shop.job(**JOB)
+    shop.pump()
+    assert micro_batch(shop, job_id) == 2
+    assert "A batch of 8 does not fit into memory: training in micro-batches of 2" in shop.messages(job_id)
+    limit[0] = 10_000
+    again = shop.job(**JOB)
+    shop.pump()
+    assert micro_batch(shop, again) == 8
+    assert sha(shop, again) != sha(shop, job_id)
+
+
+def test_memory_that_runs_out_later_halves_from_the_last_checkpoint(
+    shop: Shop, limit: list[int], at_step: dict[tuple[int, int], Any]
+) -> None:
+    at_step[7, 6] = lambda: limit.__setitem__(0, 4)
+    job_id = shop.job(**JOB)
+    shop.pump()
+    job = shop.get_job(job_id)
+    assert (job.status, job.attempt, job.crashes, micro_batch(shop, job_id)) == ("succeeded", 1, 0, 4)
+    assert "Memory ran out: going on from step 4 in micro-batches of 4" in shop.messages(job_id)
+
+
+def test_a_job_cut_midway_and_killed_ends_in_the_same_bytes(
+    shop: Shop, limit: list[int], at_step: dict[tuple[int, int], Any]
+) -> None:
+    at_step[7, 6] = lambda: limit.__setitem__(0, 4)
+    undisturbed = shop.job(**JOB)
+    shop.pump()
+    limit[0] = 10_000
+    at_step[7, 6] = lambda: limit.__setitem__(0, 4)
+    job_id = shop.job(**JOB)
+
+    def die() -> None:
+        raise SystemExit("the worker is gone")
+
+    at_step[7, 10] = die
+    with pytest.raises(SystemExit):
+        shop.pump()
+    limit[0] = 10_000
+    shop.lose_leases()
+    shop.pump()
+    assert shop.get_job(job_id).attempt == 2
+    assert sha(shop, job_id) == sha(shop, undisturbed)
+
+
+def test_a_job_for_which_no_row_has_room_fails_and_its_neighbour_runs_on(
+    shop: Shop, limit: list[int], at_step: dict[tuple[int, int], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"steps": 12, "batch_size": 4}
+    alone = shop.job(**small)
+    shop.pump()
+    real = Trainee.draw
+
+    def draw(trainee: Trainee) -> Any:
+        if trainee.spec.seed == 3 and trainee.state.step >= 5:
+            raise MemoryError
+        return real(trainee)
+
+    monkeypatch.setattr(Trainee, "draw", draw)
+    mine, greedy = shop.job(**small), shop.rival().job(**JOB, seed=3)
+    shop.pump()
+    job = shop.get_job(greedy)
+    assert (job.status, (job.error or {})["code"]) == ("failed", "out_of_memory")
+    halvings = [message for message in shop.messages(greedy) if message.startswith("Memory ran out")]
+    assert [message.rsplit(" ", 1)[1] for message in halvings] == ["4", "2", "1", "1"]
+    assert shop.adapters(greedy) == []
+    assert sha(shop, mine) == sha(shop, alone)
+
+
+def test_a_pass_that_is_too_large_for_memory_is_parted_before_any_job_is(shop: Shop, limit: list[int]) -> None:
+    alone = shop.job(**JOB)
+    shop.pump()
+    limit[0] = 8
+    mine, theirs = shop.job(**JOB), shop.rival().job(**JOB)
+    shop.pump()
+    assert [micro_batch(shop, job_id) for job_id in (mine, theirs)] == [8, 8]
+    assert sha(shop, mine) == sha(shop, alone)
+    assert shop.get_job(theirs).status == "succeeded"
+
+
+def test_a_job_that_never_fits_fails_before_its_first_step(shop: Shop, limit: list[int]) -> None:
+    limit[0] = 0
+    job_id = shop.job(**JOB)
+    shop.pump()
+    job = shop.get_job(job_id)
+    assert (job.status, (job.error or {})["code"]) == ("failed", "out_of_memory")
