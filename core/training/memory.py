@@ -1,5 +1,6 @@
 """What training rows cost in memory, measured on the base itself; how much is free; how large a micro-batch may be."""
 
+import math
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -42,11 +43,11 @@ class OutOfMemory(Unavailable):
 
 
 def fit_micro_batch(base: Base, data: TrainingData, spec: TrainSpec, cost: int, room: int) -> int:
-    """The batch, halved until its rows at `cost` bytes each fit into `room`, and until a step of so many works.
+    """The batch (a process's share of it), halved until at `cost` bytes a row it fits into `room`, and a step works.
 
     The step is of a state that is thrown away. Raises OutOfMemory.
     """
-    rows = spec.batch_size
+    rows = math.ceil(spec.batch_size / spec.devices)
     while rows > 1 and rows * cost > room:
         rows = halved(rows)
     while not _works(base, data, spec, rows):
@@ -80,7 +81,7 @@ def _works(base: Base, data: TrainingData, spec: TrainSpec, rows: int) -> bool:
 
 def trial(base: Base, data: TrainingData, spec: TrainSpec, rows: int) -> Trainee:
     """A trainee like the job's with so many rows in a pass; nobody keeps its state."""
-    spec = replace(spec, batch_size=rows, steps=spec.steps + 2, validation_every=spec.steps + 2)
+    spec = replace(spec, batch_size=rows, devices=1, steps=spec.steps + 2, validation_every=spec.steps + 2)
     zero = torch.zeros(layout_of(base, spec).parameter_count(len(data.classes)), device=base.device)
     state = TrainState(zero, zero.clone(), zero.clone(), zero.clone(), 0, (None,) * len(data.classes))
     return Trainee(base, data, spec, state)
