@@ -307,6 +307,7 @@ WRITES: dict[str, Any] = {
     "standing": lambda session, plan: jobs.standing(session, plan).held,
     "extend": lambda session, plan: jobs.extend(session, plan, 999),
     "fix_numeric_path": lambda session, plan: jobs.fix_numeric_path(session, plan, {"late": True}),
+    "halve_micro_batch": lambda session, plan: jobs.halve_micro_batch(session, plan, {"micro_batch": 1}, 0),
     "add_metric": lambda session, plan: jobs.add_metric(session, plan, 9, {"train_loss": 1.0}),
     "add_checkpoint": lambda session, plan: make_checkpoint(session, plan, 9),
     "drop_checkpoint": lambda session, plan: jobs.drop_checkpoint(session, plan),
@@ -432,7 +433,7 @@ def test_an_unreadable_checkpoint_makes_way_for_the_one_before(database: Databas
             make_checkpoint(session, plan, step, f"at-{step}")
         previous = jobs.drop_checkpoint(session, plan)
         assert previous is not None
-        assert previous.object_key == "at-2"
+        assert previous.key == "at-2"
     with database.write() as session:
         assert jobs.drop_checkpoint(session, plan) is None
         assert jobs.drop_checkpoint(session, plan) is None
