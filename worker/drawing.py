@@ -56,11 +56,6 @@ class Drawing:
         """Whether anybody waits for the device."""
         return any(drawn.delivery is None for drawn in self._under_way)
 
-    @property
-    def is_drawing(self) -> bool:
-        """Whether anybody waits for the device."""
-        return bool(self._under_way)
-
     def plans(self) -> list[SamplePlan]:
         """What a heartbeat must keep alive."""
         return [drawn.plan for drawn in self._under_way]
