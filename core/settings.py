@@ -57,6 +57,12 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type that the frozen base is held in.")
     threads: int = Field(1, ge=1, description="CPU threads of a device worker.")
+    max_devices: int = Field(
+        1,
+        ge=1,
+        description="Most devices that a job may ask for, and that a device worker uses for one job: GPUs from its own "
+        "on, or processes on a CPU.",
+    )
     role: Role = Field("both", description="What a device worker does: `both`, `train` or `sample`.")
     bank_slots: int = Field(32, ge=2, description="Adapters that the bank on the device holds, the base included.")
     max_batch_rows: int = Field(32, ge=1, description="Rows of one denoising forward pass.")

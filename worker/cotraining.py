@@ -46,13 +46,13 @@ class CoTraining:
         ):
             return False
         fits = self._fits if self._slices else None
+        catalog, devices = self._services.catalog, 1 if self._slices else self._runtime.max_devices
         with self._services.database.read() as session:
-            if not jobs.is_waiting(session, self._services.catalog, fits):
+            if not jobs.is_waiting(session, catalog, fits, devices):
                 return False
         with self._services.database.write() as session:
-            plan = jobs.claim(
-                session, self._services.worker, self._services.settings.lease_seconds, self._services.catalog, fits
-            )
+            lease_seconds = self._services.settings.lease_seconds
+            plan = jobs.claim(session, self._services.worker, lease_seconds, catalog, fits, devices)
         if plan is None:
             return False
         log.info("job.claimed", job_id=plan.job_id, attempt=plan.attempt, beside=len(self._slices))

@@ -27,6 +27,7 @@ from core.jobs.service import Plan
 from core.models import Adapter as AdapterRow
 from core.sampling.engine import Engine
 from core.storage.base import ObjectStore
+from core.training.crew import Crew
 from core.training.data import TrainingData, prepare
 from core.training.loop import NumericPath, Trainee, layout_of, numeric_path
 from core.training.memory import fit_micro_batch, free_bytes, row_bytes
@@ -62,9 +63,12 @@ class Runtime:
         self._held: dict[str, Adapter] = {}  # adapters of running jobs, for previews
         self._prepared: OrderedDict[tuple[object, ...], TrainingData] = OrderedDict()
         self._row_bytes: dict[tuple[object, ...], int] = {}
+        self._crew: Crew | None = None
         torch.set_num_threads(services.settings.threads)
 
     def close(self) -> None:
+        if self._crew is not None:
+            self._crew.close()
         for device in self._devices.values():
             device.engine.close()
         self.pool.shutdown()
@@ -124,6 +128,38 @@ class Runtime:
             path = replace(path, packing="shared")
         return path.to_json()
 
+    @functools.cached_property
+    def max_devices(self) -> int:
+        """How many devices a job may have here."""
+        settings = self.services.settings
+        device = torch.device(_device(settings.device))
+        if device.type != "cuda":
+            return settings.max_devices
+        return min(settings.max_devices, torch.cuda.device_count() - (device.index or 0))
+
+    def crew(self, plan: Plan) -> Crew | None:
+        """The other processes of a job on several devices; None where one is enough.
+
+        They stay for the next such job on the same base: each has its base loaded, as this process has.
+        """
+        if plan.spec.devices == 1:
+            return None
+        base, settings = self.device(plan.model).base, self.services.settings
+        if self._crew is not None and not self._crew.is_for(base, plan.spec.devices):
+            self._crew.close()
+            self._crew = None
+        if self._crew is None:
+            self._crew = Crew(
+                base,
+                self.services.catalog.folder(plan.model),
+                plan.spec.devices,
+                timeout_seconds=settings.stall_seconds / 2,  # so that the job is given back before its worker is
+                start_seconds=settings.stall_seconds,
+                log_level=settings.log_level,
+            )
+            log.info("crew.started", model=plan.model, devices=plan.spec.devices, processes=self._crew.pids)
+        return self._crew
+
     def row_bytes(self, base: Base, data: TrainingData, spec: TrainSpec) -> int:
         """What a row of such a job takes in a pass, measured once."""
         key = (base.fingerprint, layout_of(base, spec), data.mean.shape[2:])
@@ -139,7 +175,8 @@ class Runtime:
 
     def micro_batch(self, base: Base, data: TrainingData, spec: TrainSpec) -> int:
         """Rows of a pass that a job has room for, measured and tried. Raises OutOfMemory."""
-        return fit_micro_batch(base, data, spec, self.row_bytes(base, data, spec), self._room(base))
+        room = self._room(base) // (spec.devices if base.device.type == "cpu" else 1)
+        return fit_micro_batch(base, data, spec, self.row_bytes(base, data, spec), room)
 
     def _room(self, base: Base) -> int:
         return int(self.services.settings.train_memory_share * free_bytes(base.device))

@@ -28,7 +28,9 @@ from core.storage import keys
 from core.storage.base import ObjectMissing
 from core.training import checkpoint
 from core.training.continuing import continued, read_adapter, read_checkpoint
+from core.training.crew import Crew
 from core.training.data import TrainingData
+from core.training.distributed import RankLost
 from core.training.loop import Diverged, Progress, Trainee, TrainState, finish, start
 from core.training.memory import OutOfMemory, halved, is_out_of_memory
 from core.training.spec import TrainSpec
@@ -38,6 +40,7 @@ from worker.runtime import CorruptObject, Runtime, cpu_threads, retried
 log = structlog.get_logger()
 
 _REPORT_SECONDS = 1.0
+_READY_SECONDS = 0.05
 _PREVIEW_SEED = 1000  # previews of every step and of every job start from the same noises
 
 
@@ -83,6 +86,7 @@ class Slice:
         self._checkpointed = -1
         self._failed_at_one = False  # whether memory ran out at a micro-batch of one row
         self._previews: list[tuple[int, list[Future[Sampled]]]] = []
+        self._crew: Crew | None = None  # the other processes of a job on several devices
 
     @property
     def trainee(self) -> Trainee | None:
@@ -96,8 +100,15 @@ class Slice:
         return batch if self._run is None else min(batch, self._run.trainee.path.micro_batch)
 
     def prepare(self) -> None:
-        """Dataset to latents, checkpoint to state. The numeric path is written down before the first step ever."""
+        """Dataset to latents, checkpoint to state. The numeric path is written down before the first step ever.
+
+        A job on several devices is not prepared yet when this returns, while the others still load their base: ask
+        again. Sampling goes on in between.
+        """
         with self._attempt():
+            self._crew = self._crew or self._runtime.crew(self.plan)
+            if self._crew is not None and not self._crew.is_ready(_READY_SECONDS):
+                return
             began = time.monotonic()
             base, spec = self._device.base, self.plan.spec
             fixed = self.plan.numeric_path
@@ -107,7 +118,9 @@ class Slice:
                 path = self._fix_path(base, data, spec)
                 found = self._load_checkpoint(data, path)
                 state, body = found if found is not None else (self._start(base, data, spec), {})
-            self._run = _Run(Trainee(base, data, spec, state, path), path, body)
+                if self._crew is not None:
+                    self._crew.join(data, spec, state, path)
+            self._run = _Run(Trainee(base, data, spec, state, path, self._crew), path, body)
             self._unpaid += time.monotonic() - began
 
     def ready(self) -> Trainee | None:
@@ -123,7 +136,7 @@ class Slice:
     def took(self, outcome: Progress | Exception, device_seconds: float) -> None:
         """What came of the step, and how much of the device's time it was."""
         with self._attempt():
-            self._unpaid += device_seconds
+            self._unpaid += device_seconds * self.plan.spec.devices
             if isinstance(outcome, Exception):
                 raise outcome
             faults.point("after_step")
@@ -169,7 +182,7 @@ class Slice:
                     self._halve_micro_batch()
                     return
                 log.exception("job.crashed")
-                self._put_back(type(error).__name__)
+                self._put_back(str(error) if isinstance(error, RankLost) else type(error).__name__)
 
     @property
     def _prepared(self) -> _Run:
@@ -203,6 +216,7 @@ class Slice:
                 self._end()
         self.plan = replace(self.plan, numeric_path=path)
         self._run = None
+        self._leave_crew()
 
     def _seen(self, run: _Run, progress: Progress) -> None:
         """After a step: report, checkpoint, preview, and stop where that was asked for."""
@@ -301,6 +315,7 @@ class Slice:
     def _save_checkpoint(self, run: _Run) -> None:
         """Object first, pointer second: a death between the two leaves an orphan, never a dangling pointer."""
         step = run.state.step
+        self._verify(run)
         data = checkpoint.dump(run.state, self.plan.spec.digest, run.data.digest, run.path)
         key = keys.checkpoint(self.plan.tenant_id, self.plan.job_id, self.plan.attempt, step)
         self._services.store.put(key, data)
@@ -313,6 +328,11 @@ class Slice:
         faults.point("after_pointer_commit")
         self.plan = replace(self.plan, checkpoint=Saved(key, digest, metrics))
         self._checkpointed = step
+
+    def _verify(self, run: _Run) -> None:
+        """What is kept is what every process of the job has."""
+        if self._crew is not None:
+            self._crew.verify(run.state)
 
     # --- previews
 
@@ -375,6 +395,7 @@ class Slice:
 
     def _publish(self, run: _Run) -> None:
         """Bytes, then row and success in one transaction."""
+        self._verify(run)
         self._harvest_previews(run, wait=True)
         base, plan = self._device.base, self.plan
         metrics = _losses(run.body)
@@ -446,7 +467,13 @@ class Slice:
             for future in futures:
                 future.cancel()
         self._previews = []
+        self._leave_crew()
         self.is_over = True
+
+    def _leave_crew(self) -> None:
+        if self._crew is not None:
+            self._crew.leave()
+            self._crew = None
 
 
 def _losses(body: Mapping[str, Any]) -> dict[str, Any]:

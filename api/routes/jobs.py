@@ -70,6 +70,7 @@ def create_job(
             start=start,
             max_queued=settings.max_queued_jobs,
             max_steps=settings.max_steps,
+            max_devices=settings.max_devices,
         )
         return _read(session, caller.tenant_id, [job])[0]
 

@@ -30,6 +30,7 @@ def train(
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default: chosen for the dataset.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     learning_rate: Annotated[float | None, typer.Option(min=0.0)] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Devices to train on at once; default: 1.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed trains the same adapter.")] = None,
     option: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other hyperparameter.")
@@ -43,7 +44,7 @@ def train(
     watching: Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the job until it has ended.")] = False,
 ) -> None:
     """Adapt the base to a set of images."""
-    named = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+    named = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "devices": devices}
     hyperparameters = {key: value for key, value in named.items() if value is not None}
     hyperparameters |= {name: _value(text) for name, text in _pairs(option, "--set").items()}
     with connected() as client:

@@ -24,9 +24,9 @@ def positions(session: Session, job_ids: list[str]) -> dict[str, int]:
     return {row[0]: row[1] for row in found}
 
 
-def waiting_ids(session: Session, models: Sequence[str], limit: int) -> list[str]:
-    """Queued jobs of these bases, the next one first."""
-    ranked = _turns().where(Job.model.in_(models)).subquery()
+def waiting_ids(session: Session, models: Sequence[str], limit: int, devices: int) -> list[str]:
+    """Queued jobs of these bases that ask for no more than so many devices, the next one first."""
+    ranked = _turns().where(Job.model.in_(models), Job.devices <= devices).subquery()
     return list(session.scalars(select(ranked.c.id).order_by(*_order(ranked.c)).limit(limit)))
 
 

@@ -24,7 +24,7 @@ from core.jobs.repository import JobRepository
 from core.jobs.start import Start
 from core.jobs.states import TERMINAL, UNFINISHED, Status, move
 from core.models import Adapter, Checkpoint, Dataset, Job, JobEvent, JobMetric, Preview, Tenant
-from core.training.spec import MAX_STEPS, TrainSpec, resolve
+from core.training.spec import MAX_DEVICES, MAX_STEPS, TrainSpec, resolve
 
 _LOOKED_AT = 50
 """Jobs at the head of the queue among which a worker looks for one that it can take."""
@@ -87,6 +87,7 @@ def create_job(
     start: Start | None = None,
     max_queued: int = 100,
     max_steps: int = MAX_STEPS,
+    max_devices: int = MAX_DEVICES,
 ) -> Job:
     """Queue a fine-tune on one of the tenant's own datasets. Raises NotFound, Conflict, Invalid or OverQuota."""
     if start is not None:
@@ -102,7 +103,7 @@ def create_job(
         )
     _admit(session, tenant_id, max_queued)
     # Bounds are checked now even where the dataset is not known yet: nothing bad is accepted.
-    spec = _resolve(hyperparameters, dataset, base, seed, max_steps)
+    spec = _resolve(hyperparameters, dataset, base, seed, max_steps, max_devices)
     if start is not None:
         start.require_layout(spec)
     ready = dataset.status == "processed"
@@ -116,6 +117,7 @@ def create_job(
         request=hyperparameters,
         spec=spec.to_json() if ready else None,
         start=start.to_json() if start else None,
+        devices=spec.devices,
         labels=labels or {},
         evaluate=evaluate,
         status=Status.queued if ready else Status.validating_files,
@@ -196,10 +198,18 @@ def resume_job(session: Session, tenant_id: str, job_id: str) -> Job:
 
 
 def claim(
-    session: Session, worker: str, lease_seconds: float, catalog: Catalog, fits: Callable[[Job], bool] | None = None
+    session: Session,
+    worker: str,
+    lease_seconds: float,
+    catalog: Catalog,
+    fits: Callable[[Job], bool] | None = None,
+    devices: int = 1,
 ) -> Plan | None:
-    """Take the next job in the order of `core.jobs.queue`; with `fits`, the first that fits beside what is running."""
-    for job_id in waiting_ids(session, catalog.names(), _LOOKED_AT):
+    """Take the next job in the order of `core.jobs.queue` that asks for no more than so many devices.
+
+    With `fits`, the first that fits beside what is running.
+    """
+    for job_id in waiting_ids(session, catalog.names(), _LOOKED_AT, devices):
         # Skipped where another worker looks at it, or has taken it since.
         one = select(Job).where(Job.id == job_id, Job.status == Status.queued).with_for_update(skip_locked=True)
         job = session.scalar(one.execution_options(populate_existing=True))
@@ -229,12 +239,12 @@ def claim(
     return None
 
 
-def is_waiting(session: Session, catalog: Catalog, fits: Callable[[Job], bool] | None = None) -> bool:
+def is_waiting(session: Session, catalog: Catalog, fits: Callable[[Job], bool] | None = None, devices: int = 1) -> bool:
     """Cheap enough to ask between steps. With `fits`, whether `claim` would find one, unless somebody is quicker."""
     if fits is None:
-        waiting = select(Job.id).where(Job.status == Status.queued, Job.model.in_(catalog.names())).limit(1)
-        return session.scalar(waiting) is not None
-    looked_at = waiting_ids(session, catalog.names(), _LOOKED_AT)
+        waiting = select(Job.id).where(Job.status == Status.queued, Job.model.in_(catalog.names()))
+        return session.scalar(waiting.where(Job.devices <= devices).limit(1)) is not None
+    looked_at = waiting_ids(session, catalog.names(), _LOOKED_AT, devices)
     found = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(looked_at)))}
     # What no spec says yet is found out by claiming it.
     return any(found[job_id].spec is None or fits(found[job_id]) for job_id in looked_at if job_id in found)
@@ -484,10 +494,23 @@ def _plan(session: Session, job: Job) -> Plan:
 
 
 def _resolve(
-    hyperparameters: dict[str, Any], dataset: Dataset, base: BaseSummary, seed: int, max_steps: int = MAX_STEPS
+    hyperparameters: dict[str, Any],
+    dataset: Dataset,
+    base: BaseSummary,
+    seed: int,
+    max_steps: int = MAX_STEPS,
+    max_devices: int = MAX_DEVICES,
 ) -> TrainSpec:
     counts = [item["count"] for item in dataset.classes or []] or [2]
-    return resolve(hyperparameters, images=sum(counts), classes=len(counts), base=base, seed=seed, max_steps=max_steps)
+    return resolve(
+        hyperparameters,
+        images=sum(counts),
+        classes=len(counts),
+        base=base,
+        seed=seed,
+        max_steps=max_steps,
+        max_devices=max_devices,
+    )
 
 
 def _admit(session: Session, tenant_id: str, max_queued: int) -> None:

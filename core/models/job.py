@@ -29,6 +29,7 @@ class Job(Base, Leased):
     request: Mapped[dict[str, Any]]  # hyperparameters as asked, "auto" included
     spec: Mapped[dict[str, Any] | None] = mapped_column(default=None)  # as resolved once the dataset is known
     start: Mapped[dict[str, Any] | None] = mapped_column(default=None)  # what it continues from: core.jobs.start
+    devices: Mapped[int] = mapped_column(default=1)  # it waits for a worker that has so many
     labels: Mapped[dict[str, Any]] = mapped_column(default=dict)  # the caller's `metadata`
     evaluate: Mapped[bool] = mapped_column(default=False)  # measure the adapter against what was held out, once made
     status: Mapped[str] = mapped_column(default="validating_files")

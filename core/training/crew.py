@@ -65,6 +65,10 @@ class Crew:
     def is_alive(self) -> bool:
         return self._is_open and self._is_sound and all(rank.is_alive for rank in self._ranks)
 
+    def is_for(self, base: Base, world: int) -> bool:
+        """Whether it may serve another job, of this base on so many devices."""
+        return self.is_alive and base is self._base and world == self.world
+
     def is_ready(self, wait_seconds: float = 0.0) -> bool:
         """Whether every process has loaded its base. Raises RankLost where one ended, or takes too long."""
         try:

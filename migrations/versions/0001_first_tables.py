@@ -111,6 +111,7 @@ def upgrade() -> None:
         sa.Column("request", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=False),
         sa.Column("spec", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=True),
         sa.Column("start", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=True),
+        sa.Column("devices", sa.Integer(), nullable=False),
         sa.Column("labels", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=False),
         sa.Column("evaluate", sa.Boolean(), nullable=False),
         sa.Column("status", sa.String(), nullable=False),

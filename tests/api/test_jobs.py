@@ -249,3 +249,15 @@ def test_what_another_tenant_has_cannot_be_continued_and_looks_unknown(
 
     refused(adapter.model, "ft:nobody", "model_not_found", "/model")
     refused(checkpoint["id"], unknown("ftckpt"), "not_found", "/checkpoint")
+
+
+def test_a_job_may_ask_for_as_many_devices_as_the_installation_allows(
+    client: TestClient, service: Service, file_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"model": "tiny-dit", "training_file": file_id, "hyperparameters": {"devices": 2}}
+    refused = client.post("/v1/fine_tuning/jobs", json=body)
+    problem = assert_problem(refused, 422, "invalid", "/hyperparameters/devices")
+    assert problem["detail"] == "devices is 2; this service trains a job on at most 1"
+    monkeypatch.setattr(service.settings, "max_devices", 2)
+    job = client.post("/v1/fine_tuning/jobs", json=body).json()
+    assert job["method"]["difffit"]["hyperparameters"]["devices"] == 2

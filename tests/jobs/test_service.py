@@ -555,3 +555,20 @@ def test_pages_hold_a_tenants_jobs_newest_first(database: Database, catalog: Cat
             after = seen[-1]
     assert seen == made[::-1]
     assert base_of(catalog).name == "tiny-dit"
+
+
+def test_a_job_waits_for_a_worker_that_has_its_devices(database: Database, catalog: Catalog) -> None:
+    with database.write() as session:
+        tenant = make_tenant(session)
+        two = make_job(session, tenant, catalog, hyperparameters={"steps": 10, "devices": 2}).id
+        one = make_job(session, tenant, catalog).id
+    with database.write() as session:
+        plan = jobs.claim(session, "w", LEASE, catalog)
+        assert plan is not None
+        assert plan.job_id == one
+        assert not jobs.is_waiting(session, catalog)
+        assert jobs.claim(session, "w", LEASE, catalog) is None
+        assert jobs.is_waiting(session, catalog, devices=2)
+        plan = jobs.claim(session, "w", LEASE, catalog, devices=2)
+        assert plan is not None
+        assert (plan.job_id, plan.spec.devices) == (two, 2)
