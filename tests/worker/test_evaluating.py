@@ -112,7 +112,8 @@ def test_a_slice_that_ends_keeps_what_is_drawn(shop: Shop) -> None:
         assert found(shop, evaluation_id).attempt < 60
     row = found(shop, evaluation_id)
     assert row.attempt > 1, "it took more than one slice"
-    assert row.result == found(shop, reference).result
+    # A picture's last bit may depend on what shared its pass.
+    assert figures(row.result) == pytest.approx(figures(found(shop, reference).result), rel=1e-3)
     assert row.crashes == 0
 
 
