@@ -29,7 +29,8 @@ class Passes:
 
 
 @pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
+def passes(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Passes:
+    shop.services.settings.poll_seconds = 0.001  # jobs are looked for between any two passes, however short these are
     seen = Passes()
     real = cotraining.advance
 
@@ -141,7 +142,6 @@ def test_a_job_joins_between_two_steps(shop: Shop, passes: Passes) -> None:
     passes.sizes.clear()
     mine, late = shop.job(**MINE), []
     passes.before[4] = lambda: late.append(rival.job(**THEIRS))
-    shop.services.settings.poll_seconds = 0.001
     shop.pump()
     assert passes.sizes[:4] == [1] * 4
     assert 2 in passes.sizes
@@ -269,7 +269,6 @@ def test_where_bits_would_change_the_setting_decides(shop: Shop, passes: Passes,
 def test_jobs_take_turns_while_pictures_are_waited_for(shop: Shop, passes: Passes) -> None:
     wanted = alone(shop, **MINE), alone(shop, **THEIRS)
     passes.sizes.clear()
-    shop.services.settings.poll_seconds = 0.001
     mine, theirs = shop.job(**MINE), shop.job(**THEIRS)
     drawn: list[str] = []
     passes.before[6] = lambda: drawn.append(shop.sample(steps=200))
