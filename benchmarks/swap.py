@@ -6,7 +6,6 @@ the engine's `AdapterSlots`, with the base out of the way: a base of one block h
 """
 
 import argparse
-import functools
 import hashlib
 import statistics
 import tempfile
@@ -26,7 +25,7 @@ from core.diffusion.bank import AdapterBank
 from core.diffusion.base import Base
 from core.sampling.slots import AdapterSlots
 from core.storage.base import ObjectStore
-from worker.runtime import fetch_adapter
+from worker.adapter_cache import AdapterCache
 
 SEED = 0
 SIZE, CLASSES = "XL/2", 101
@@ -58,10 +57,13 @@ class Device:
 
     def __init__(self, base: Base, keys: dict[str, str], store: ObjectStore, cache: Path, host_bytes: int) -> None:
         self.bank = AdapterBank(base.layout(), base, SLOTS)
-        load = functools.partial(fetch_adapter, store, cache, base.fingerprint)
+        self._cache = AdapterCache(cache, store)
         self._wake = Event()
         self._slots = AdapterSlots(
-            self.bank, lambda digest: load(digest, keys[digest]), host_bytes=host_bytes, wake=self._wake
+            self.bank,
+            lambda digest: self._cache.load(digest, keys[digest], base.fingerprint),
+            host_bytes=host_bytes,
+            wake=self._wake,
         )
 
     def take(self, digest: str) -> tuple[str, float]:
@@ -80,6 +82,7 @@ class Device:
 
     def close(self) -> None:
         self._slots.close()
+        self._cache.close()
 
 
 def spread(values: list[float]) -> dict[str, float]:

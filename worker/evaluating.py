@@ -24,10 +24,10 @@ from core.jobs import service as jobs
 from core.sampling.engine import Sampled
 from core.sampling.request import AdapterPart, SampleRequest
 from core.storage import keys
-from core.storage.base import ObjectMissing
+from core.storage.base import CorruptObject, ObjectMissing
 from core.training.data import split
 from core.training.randomness import generator
-from worker.runtime import CorruptObject, Runtime
+from worker.runtime import Runtime
 
 log = structlog.get_logger()
 

@@ -10,39 +10,32 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import structlog
 import torch
 
-from core.adapters import format as adapter_format
 from core.datasets.pack import read_pack
 from core.diffusion.adapter import Adapter
 from core.diffusion.base import Base
 from core.diffusion.families import load_base
 from core.diffusion.layout import AdapterLayout
-from core.errors import DomainError, Unavailable
+from core.errors import Unavailable
 from core.jobs.service import Plan
 from core.models import Adapter as AdapterRow
 from core.sampling.engine import Engine
-from core.storage.base import ObjectStore
+from core.storage.base import CorruptObject
 from core.training.crew import Crew
 from core.training.data import TrainingData, prepare
 from core.training.loop import NumericPath, Trainee, layout_of, numeric_path
 from core.training.memory import fit_micro_batch, free_bytes, row_bytes
 from core.training.spec import TrainSpec
+from worker.adapter_cache import AdapterCache
 from worker.services import Services, get_services
 
 log = structlog.get_logger()
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PREPARED = 16  # datasets whose latents stay in host memory between slices
-
-
-class CorruptObject(DomainError):
-    """The store gave other bytes than the database names."""
-
-    code = "object_corrupt"
 
 
 @dataclass(frozen=True)
@@ -59,6 +52,7 @@ class Runtime:
         self.services = services
         self.pool = ThreadPoolExecutor(4, thread_name_prefix="store")  # encoding and storing, off the device thread
         self._devices: dict[str, Device] = {}
+        self._cache = AdapterCache(services.settings.data_dir / "cache" / "adapters", services.store)
         self._keys: dict[str, str] = {}  # adapter digest to object key, as claims told us
         self._held: dict[str, Adapter] = {}  # adapters of running jobs, for previews
         self._prepared: OrderedDict[tuple[object, ...], TrainingData] = OrderedDict()
@@ -71,6 +65,7 @@ class Runtime:
             self._crew.close()
         for device in self._devices.values():
             device.engine.close()
+        self._cache.close()
         self.pool.shutdown()
 
     def device(self, model: str) -> Device:
@@ -201,31 +196,7 @@ class Runtime:
         """By digest: from memory, the local disk, or the store. Runs off the device thread."""
         if digest in self._held:
             return self._held[digest]
-        cache = self.services.settings.data_dir / "cache" / "adapters"
-        return fetch_adapter(self.services.store, cache, fingerprint, digest, self._keys[digest])
-
-
-def fetch_adapter(store: ObjectStore, cache: Path, fingerprint: str, digest: str, key: str) -> Adapter:
-    """From the folder `cache`, else from the store; whoever it comes from, its bytes have the digest."""
-    cached = cache / f"{digest}.safetensors"
-    data = cached.read_bytes() if cached.exists() else None
-    if data is None or hashlib.sha256(data).hexdigest() != digest:
-        data = store.get(key)
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise CorruptObject("the adapter's bytes differ from what was published", code="adapter_corrupt")
-        _cache(cached, data)
-    return adapter_format.load(data, base_fingerprint=fingerprint)
-
-
-def _cache(path: Path, data: bytes) -> None:
-    """A full disk must not fail a request: the cache is only a cache."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path.with_suffix(f".{id(data):x}")
-        staged.write_bytes(data)
-        staged.replace(path)
-    except OSError as error:
-        log.warning("cache.failed", error=error.strerror)
+        return self._cache.load(digest, self._keys[digest], fingerprint)
 
 
 def _device(name: str) -> str:

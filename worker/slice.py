@@ -25,7 +25,7 @@ from core.models import Tenant
 from core.sampling.engine import Sampled
 from core.sampling.request import AdapterPart, SampleRequest
 from core.storage import keys
-from core.storage.base import ObjectMissing
+from core.storage.base import CorruptObject, ObjectMissing
 from core.training import checkpoint
 from core.training.continuing import continued, read_adapter, read_checkpoint
 from core.training.crew import Crew
@@ -35,7 +35,7 @@ from core.training.loop import Diverged, Progress, Trainee, TrainState, finish, 
 from core.training.memory import OutOfMemory, halved, is_out_of_memory
 from core.training.spec import TrainSpec
 from worker.pictures import encode_png, strip
-from worker.runtime import CorruptObject, Runtime, cpu_threads, retried
+from worker.runtime import Runtime, cpu_threads, retried
 
 log = structlog.get_logger()
 

@@ -5,9 +5,11 @@ have equal bytes. Reading goes through the safetensors package after this module
 """
 
 import json
+import math
 import struct
 from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -67,23 +69,21 @@ def load(data: bytes, base_fingerprint: str | None = None, layout: AdapterLayout
         raise WrongBase(
             f"the adapter was made for base {fingerprint[:12] or '(none)'}, not for {base_fingerprint[:12]}"
         )
-    try:
-        own = AdapterLayout.from_json(_loads(metadata, "layout"))
-    except Invalid as error:
-        raise CorruptAdapter(str(error)) from error
+    own = _read_layout(metadata)
     if layout is not None:
         layout.require(own)
     classes, starts = _read_classes(metadata)
     wanted = {entry.name: entry.shape for entry in own.entries}
     wanted[CLASS_TABLE] = (len(classes) + 1, own.hidden)
     _check_specs(specs, wanted)
-    tensors = read_tensors(data)
-    theta = torch.cat([tensors[entry.name].flatten() for entry in own.entries]) if own.entries else torch.zeros(0)
-    if not (torch.isfinite(theta).all() and torch.isfinite(tensors[CLASS_TABLE]).all()):
-        broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    flat = _read_flat(data, specs, own.size + wanted[CLASS_TABLE][0] * own.hidden, list(wanted))
+    theta, delta = flat[: own.size], flat[own.size :].view(wanted[CLASS_TABLE])
+    if not all(bound.isfinite() for bound in flat.aminmax()):  # NaN is both bounds; one pass, no copy
+        pieces = {**own.split(theta), CLASS_TABLE: delta}
+        broken = [name for name, tensor in pieces.items() if not torch.isfinite(tensor).all()]
         raise CorruptAdapter(f"tensor {broken[0]} holds NaN or Inf")
     meta = {key: _loads(metadata, key) for key in sorted(metadata) if key not in _RESERVED}
-    return Adapter(own, fingerprint, theta, tensors[CLASS_TABLE], classes, starts, meta)
+    return Adapter(own, fingerprint, theta, delta, classes, starts, meta)
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -101,8 +101,17 @@ def write_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     return b"".join([struct.pack("<Q", len(head)), head, *chunks])
 
 
-def read_header(data: bytes) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int, ...]]]]:
-    """Metadata, and (dtype, shape) by tensor name, before a single tensor is made."""
+class TensorSpec(NamedTuple):
+    """What a header says of a tensor; `begin` and `end` are bytes behind the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read_header(data: bytes) -> tuple[dict[str, str], dict[str, TensorSpec]]:
+    """Metadata, and the tensors by name, before a single one is made."""
     # A safetensors file may begin with the same bytes (its header's length), but its ninth opens a JSON object.
     if data[8:9] != b"{" and (data[:2] == b"PK" or data[:1] == b"\x80"):
         raise CorruptAdapter("this is a pickle (or a zip of pickles); only safetensors is read")
@@ -118,8 +127,11 @@ def read_header(data: bytes) -> tuple[dict[str, str], dict[str, tuple[str, tuple
         metadata = header.pop("__metadata__", {})
         if len(header) > MAX_TENSORS:
             raise CorruptAdapter(f"{len(header)} tensors; at most {MAX_TENSORS} are read")
-        specs = {str(name): (str(spec["dtype"]), tuple(spec["shape"])) for name, spec in header.items()}
-        end = max((int(spec["data_offsets"][1]) for spec in header.values()), default=0)
+        specs = {
+            str(name): TensorSpec(str(spec["dtype"]), tuple(spec["shape"]), *map(int, spec["data_offsets"]))
+            for name, spec in header.items()
+        }
+        end = max((spec.end for spec in specs.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise CorruptAdapter(f"this is no safetensors header: {type(error).__name__}") from error
     if not isinstance(metadata, dict) or any(not isinstance(value, str) for value in metadata.values()):
@@ -129,11 +141,11 @@ def read_header(data: bytes) -> tuple[dict[str, str], dict[str, tuple[str, tuple
     return metadata, specs
 
 
-def _check_specs(specs: Mapping[str, tuple[str, tuple[int, ...]]], wanted: Mapping[str, tuple[int, ...]]) -> None:
+def _check_specs(specs: Mapping[str, TensorSpec], wanted: Mapping[str, tuple[int, ...]]) -> None:
     for name, shape in wanted.items():
         if name not in specs:
             raise CorruptAdapter(f"tensor {name} is missing")
-        dtype, found = specs[name]
+        dtype, found, _, _ = specs[name]
         if dtype != "F32":
             raise CorruptAdapter(f"tensor {name} is {dtype}, not F32")
         if found != shape:
@@ -143,11 +155,45 @@ def _check_specs(specs: Mapping[str, tuple[str, tuple[int, ...]]], wanted: Mappi
         raise CorruptAdapter(f"tensor {extra[0][:200]} does not belong to the layout")
 
 
+def _read_flat(data: bytes, specs: Mapping[str, TensorSpec], size: int, names: list[str]) -> Tensor:
+    """The tensors of `names` one behind the other (size,).
+
+    They lie so in a file that `save` wrote, which is one copy. Any other order is the safetensors package's to read.
+    """
+    end, is_flat = 0, True
+    for name in names:
+        _, shape, begin, its_end = specs[name]
+        is_flat &= begin == end and its_end - begin == 4 * math.prod(shape)
+        end = its_end
+    (length,) = struct.unpack("<Q", data[:8])
+    if is_flat and len(data) == 8 + length + end == 8 + length + 4 * size:
+        return torch.from_numpy(np.frombuffer(data, "<f4", size, 8 + length).astype(np.float32))
+    tensors = read_tensors(data)
+    return torch.cat([tensors[name].flatten() for name in names])
+
+
 def read_tensors(data: bytes) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except SafetensorError as error:
         raise CorruptAdapter(f"the file is no safetensors: {error}") from error
+
+
+def _read_layout(metadata: Mapping[str, str]) -> AdapterLayout:
+    try:
+        return _layout(metadata["layout"])
+    except KeyError as error:
+        raise CorruptAdapter("the header has no layout") from error
+    except (ValueError, RecursionError) as error:
+        raise CorruptAdapter("the header's layout is no JSON") from error
+    except Invalid as error:
+        raise CorruptAdapter(str(error)) from error
+
+
+@lru_cache(maxsize=64)
+def _layout(text: str) -> AdapterLayout:
+    """Thousands of adapters share a few layouts: one object each."""
+    return AdapterLayout.from_json(json.loads(text))
 
 
 def _read_classes(metadata: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[int | None, ...]]:

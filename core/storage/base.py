@@ -15,6 +15,12 @@ class ObjectMissing(DomainError):
     code = "object_missing"
 
 
+class CorruptObject(DomainError):
+    """The store gave other bytes than the database names."""
+
+    code = "object_corrupt"
+
+
 class StorageUnavailable(Unavailable):
     code = "storage_unavailable"
 

@@ -76,7 +76,7 @@ def _parse(data: bytes, device: torch.device | str) -> tuple[dict[str, str], Tra
         raise CorruptCheckpoint(str(error)) from error
     if metadata.get("format_version") != FORMAT_VERSION or set(specs) != set(_TENSORS):
         raise CorruptCheckpoint("the file is no checkpoint of this version")
-    if len({spec for spec in specs.values()}) != 1 or next(iter(specs.values()))[0] != "F32":
+    if {spec.dtype for spec in specs.values()} != {"F32"} or len({spec.shape for spec in specs.values()}) != 1:
         raise CorruptCheckpoint("the checkpoint's vectors differ in type or length")
     moved = {name: tensors[name].to(device) for name in _TENSORS}
     step, starts = _header(metadata, "step"), _header(metadata, "class_start")
