@@ -23,7 +23,7 @@ def object_store() -> Iterator[ObjectStore]:
     with SeaweedFS.running() as server:
         yield open_store(
             Settings(
-                objects=f"s3://{server.bucket}",
+                object_store=f"s3://{server.bucket}",
                 s3_endpoint_url=server.endpoint,
                 s3_access_key_id=server.access_key,
                 s3_secret_access_key=SecretStr(server.secret_key),
