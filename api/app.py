@@ -19,6 +19,7 @@ from api.upload import Gate
 from api.watch import Watch
 from core.bases import Catalog
 from core.db.session import Database
+from core.fresh import FreshObjects
 from core.logs import configure_logs
 from core.nudges import Nudges
 from core.settings import Settings, get_settings
@@ -70,12 +71,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.rouser = Rouser(state.nudges)
     state.watch = Watch(state.database, state.settings.broker)
     await state.watch.start()
+    store = open_store(state.settings)
     state.services = Services(
         settings=state.settings,
         database=state.database,
-        store=open_store(state.settings),
+        store=store,
         catalog=state.catalog,
         nudges=state.nudges,
+        fresh=FreshObjects(state.settings.broker, store),
         rouser=state.rouser,
         watch=state.watch,
     )
@@ -86,6 +89,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await state.watch.close()
         state.rouser.close()
         state.nudges.close()
+        state.services.fresh.close()
         state.database.close()
 
 

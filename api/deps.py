@@ -15,7 +15,7 @@ from core.errors import DomainError, Unavailable
 from core.settings import Settings
 
 
-def services_of(request: Request) -> Services:
+async def services_of(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
 
@@ -49,11 +49,11 @@ SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 ReadSessionDep = Annotated[Session, Depends(get_read_session, scope="function")]
 
 
-def get_caller(request: Request) -> Caller:
+async def get_caller(request: Request) -> Caller:
     return cast(Caller, request.scope[CALLER])
 
 
-def get_settings(services: ServicesDep) -> Settings:
+async def get_settings(services: ServicesDep) -> Settings:
     return services.settings
 
 

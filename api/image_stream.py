@@ -76,7 +76,7 @@ def _look(services: Services, tenant_id: str, sample_id: str, shown: int) -> tup
 
 def _partial(services: Services, partial: dict[str, Any]) -> dict[str, Any]:
     try:
-        data = services.store.get(partial["key"])
+        data = services.fresh.get(partial["key"], partial["sha256"])
     except ObjectMissing:
         data = b""
     return {
@@ -91,7 +91,7 @@ def _completed(services: Services, row: Sample, index: int) -> dict[str, Any]:
     image = (row.images or [])[index]
     return {
         "type": "image_generation.completed",
-        "b64_json": base64.b64encode(services.store.get(image["key"])).decode(),
+        "b64_json": base64.b64encode(services.fresh.get(image["key"], image["sha256"])).decode(),
         "image_index": index,
         "seed": image["seed"],
         "id": row.id,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from api.watch import Watch
 from core.bases import Catalog
 from core.db.session import Database
+from core.fresh import FreshObjects
 from core.nudges import Nudges
 from core.settings import Settings
 from core.storage.base import ObjectStore
@@ -45,5 +46,6 @@ class Services:
     store: ObjectStore
     catalog: Catalog
     nudges: Nudges
+    fresh: FreshObjects
     rouser: Rouser
     watch: Watch

@@ -58,21 +58,26 @@ class Pump:
                     elif over or time.monotonic() - idle_since > _LINGER_SECONDS:
                         return
                     # Never without a wait where nothing moves: the threads that deliver need the interpreter.
-                    if not has_moved and self._roused.wait(0.005 if self._drawing.is_busy else settings.poll_seconds):
-                        self._roused.clear()
-                        self._polled_at = 0.0
+                    if not has_moved:
+                        self._roused.wait(0.005 if self._drawing.is_busy else settings.poll_seconds)
         finally:
             listener.close()
 
     def _claim(self, may_train: bool, may_sample: bool) -> None:
-        """Look for work at most every poll, or at once when told that there is some."""
+        """Look for work at most every poll, or at once when told that there is some.
+
+        Who waits for a picture waits for nothing else: with new ones here, jobs are looked for at the next poll.
+        """
         settings = self._services.settings
-        if time.monotonic() - self._polled_at < settings.poll_seconds and not self._roused.is_set():
+        is_told = self._roused.is_set()
+        is_due = time.monotonic() - self._polled_at >= settings.poll_seconds
+        if not (is_told or is_due):
             return
         self._roused.clear()
+        claimed = self._drawing.claim(is_told) if may_sample and settings.role != "train" else 0
+        if claimed and not is_due:
+            return
         self._polled_at = time.monotonic()
-        if may_sample and settings.role != "train":
-            self._drawing.claim()
         if may_train and settings.role != "sample" and self._evaluating is None:
             self._claim_training()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from core.bases import Catalog
 from core.db.session import Database
+from core.fresh import FreshObjects
 from core.nudges import Nudges
 from core.settings import Settings, get_settings
 from core.storage import open_store
@@ -19,6 +20,7 @@ class Services:
     database: Database
     store: ObjectStore
     nudges: Nudges
+    fresh: FreshObjects
     catalog: Catalog
     worker: str  # who holds a lease: host and process
 
@@ -26,11 +28,13 @@ class Services:
 @functools.cache
 def get_services() -> Services:
     settings = get_settings()
+    store = open_store(settings)
     return Services(
         settings=settings,
         database=Database(settings.database),
-        store=open_store(settings),
+        store=store,
         nudges=Nudges(settings.broker),
+        fresh=FreshObjects(settings.broker, store),
         catalog=Catalog(settings.bases),
         worker=f"{platform.node()}:{os.getpid()}",
     )

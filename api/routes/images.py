@@ -217,7 +217,7 @@ def _images(services: Services, request: Request, tenant_id: str, sample_id: str
         raise _trouble(row)
     if as_url:
         return ImagesRead.of(row, _linked(services, request, row))
-    drawn = [(services.store.get(image["key"]), image["seed"]) for image in _kept(row)]
+    drawn = [(services.fresh.get(image["key"], image["sha256"]), image["seed"]) for image in _kept(row)]
     return ImagesRead.of(row, [ImageRead(b64_json=base64.b64encode(data).decode(), seed=seed) for data, seed in drawn])
 
 

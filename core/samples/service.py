@@ -1,8 +1,9 @@
 """Requests for images: queued in the database, drawn by whichever worker claims them first."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import func, select, update
@@ -11,7 +12,7 @@ from sqlalchemy.sql.dml import Update
 
 from core import outbox
 from core.bases import Catalog
-from core.db.session import now
+from core.db.session import clock, now
 from core.diffusion.catalog import BaseSummary
 from core.errors import Conflict, OverQuota, Unavailable
 from core.models import Adapter, Sample, Tenant
@@ -58,16 +59,17 @@ def create_sample(
     max_waiting: int | None = None,
 ) -> Sample:
     """Queue a request; `max_queued` bounds the tenant's, `max_waiting` everybody's. Raises OverQuota, QueueFull."""
-    if max_waiting is not None:
-        all_waiting = session.scalar(select(func.count()).select_from(Sample).where(Sample.status == "queued")) or 0
-        if all_waiting >= max_waiting:
-            raise QueueFull(f"{all_waiting} requests wait already: ask again")
     # Locked, so that two requests at once cannot both be the last that fits.
     session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True))
-    mine = select(func.count()).select_from(Sample)
-    waiting = session.scalar(mine.where(Sample.tenant_id == tenant_id, Sample.status.in_(_WAITING))) or 0
-    if waiting >= max_queued:
-        raise OverQuota(f"{waiting} image requests are unfinished: wait for some", retry_after_seconds=5)
+    queued, mine = session.execute(
+        select(
+            func.count().filter(Sample.status == "queued"), func.count().filter(Sample.tenant_id == tenant_id)
+        ).where(Sample.status.in_(_WAITING))
+    ).one()
+    if max_waiting is not None and queued >= max_waiting:
+        raise QueueFull(f"{queued} requests wait already: ask again")
+    if mine >= max_queued:
+        raise OverQuota(f"{mine} image requests are unfinished: wait for some", retry_after_seconds=5)
     alone = spec.adapters[0] if len(spec.adapters) == 1 else None
     sample = Sample(
         tenant_id=tenant_id,
@@ -85,45 +87,53 @@ def create_sample(
 
 
 def claim(session: Session, worker: str, lease_seconds: float, catalog: Catalog, limit: int) -> list[SamplePlan]:
-    """Up to `limit` waiting requests: every tenant's oldest first, then every tenant's second, and so on."""
-    expire(session)
-    moment = now(session)
+    """Up to `limit` waiting requests: every tenant's oldest first, then every tenant's second, and so on.
+
+    None that is past its deadline: `expire` gives those up.
+    """
     turn = func.row_number().over(partition_by=Sample.tenant_id, order_by=(Sample.created_at, Sample.id)).label("turn")
-    waiting = (Sample.status == "queued", Sample.base.in_(catalog.names()))
+    in_time = Sample.deadline.is_(None) | (Sample.deadline >= clock(session))
+    waiting = (Sample.status == "queued", Sample.base.in_(catalog.names()), in_time)
     ranked = select(Sample.id, turn).where(*waiting).subquery()
     fair = select(Sample.id).join(ranked, ranked.c.id == Sample.id).where(Sample.status == "queued")
     fair = fair.order_by(ranked.c.turn, Sample.created_at, Sample.id).limit(limit)
-    chosen = list(session.scalars(fair.with_for_update(skip_locked=True, of=Sample)))
-    if not chosen:
-        return []
+    chosen = fair.with_for_update(skip_locked=True, of=Sample).cte("chosen")
     taken = (
         update(Sample)
-        .where(Sample.id.in_(chosen), Sample.status == "queued")
+        .where(Sample.id.in_(select(chosen.c.id)), Sample.status == "queued")
         .values(
             status="running",
             attempt=Sample.attempt + 1,
             worker=worker,
-            lease_until=moment + timedelta(seconds=lease_seconds),
+            lease_until=clock(session) + timedelta(seconds=lease_seconds),
         )
         .returning(Sample)
     )
-    rows = list(session.scalars(taken))
-    rows.sort(key=lambda row: chosen.index(row.id))
-    return _plans(session, rows)
+    return _plans(session, _in_turn(session.scalars(taken)))
+
+
+def _in_turn(rows: Iterable[Sample]) -> list[Sample]:
+    """As they were ranked, for RETURNING keeps no order."""
+    turns: Counter[str] = Counter()
+    ranked: list[tuple[int, Sample]] = []
+    for row in sorted(rows, key=lambda row: (row.created_at, row.id)):
+        turns[row.tenant_id] += 1
+        ranked.append((turns[row.tenant_id], row))
+    return [row for _, row in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def expire(session: Session) -> list[str]:
     """Give up what waits still and has no time left; the ids."""
-    late = update(Sample).where(Sample.status == "queued", Sample.deadline < now(session))
+    late = update(Sample).where(Sample.status == "queued", Sample.deadline < clock(session))
     error = {"code": "deadline_exceeded", "message": "its turn did not come within its timeout", "param": "timeout"}
-    ended = late.values(status="failed", error=error, finished_at=now(session)).returning(Sample.id)
+    ended = late.values(status="failed", error=error, finished_at=clock(session)).returning(Sample.id)
     return list(session.scalars(ended))
 
 
 def cancel(session: Session, sample: Sample) -> Sample:
     """At once where no worker holds it, else before its next step. Raises Conflict for one that has ended."""
     own = update(Sample).where(Sample.id == sample.id)
-    ended = {"status": "cancelled", "finished_at": now(session)}
+    ended = {"status": "cancelled", "finished_at": clock(session)}
     if not _wrote(session, own.where(Sample.status == "queued").values(**ended)) and not _wrote(
         session, own.where(Sample.status == "running").values(cancel_requested=True)
     ):
@@ -145,7 +155,7 @@ def is_waiting(session: Session, catalog: Catalog) -> bool:
 
 
 def extend(session: Session, plans: list[SamplePlan], lease_seconds: float) -> None:
-    until = now(session) + timedelta(seconds=lease_seconds)
+    until = clock(session) + timedelta(seconds=lease_seconds)
     for plan in plans:
         session.execute(_held(plan).values(lease_until=until))
 
@@ -162,19 +172,25 @@ def add_partial(session: Session, plan: SamplePlan, partial: dict[str, Any]) -> 
 
 def stop(session: Session, plan: SamplePlan) -> bool:
     """Carry out a cancel."""
-    values = {"status": "cancelled", "finished_at": now(session), "lease_until": None}
+    values = {"status": "cancelled", "finished_at": clock(session), "lease_until": None}
     return _wrote(session, _held(plan).values(**values))
 
 
 def finish(session: Session, plan: SamplePlan, images: list[dict[str, Any]], stats: dict[str, Any]) -> bool:
     """False: another attempt has taken over."""
-    values = {"status": "succeeded", "images": images, "stats": stats, "finished_at": now(session), "lease_until": None}
+    values = {
+        "status": "succeeded",
+        "images": images,
+        "stats": stats,
+        "finished_at": clock(session),
+        "lease_until": None,
+    }
     return _wrote(session, _held(plan).values(**values))
 
 
 def fail(session: Session, plan: SamplePlan, *, code: str, message: str, param: str | None = None) -> bool:
     error = {"code": code, "message": message, "param": param}
-    values = {"status": "failed", "error": error, "finished_at": now(session), "lease_until": None}
+    values = {"status": "failed", "error": error, "finished_at": clock(session), "lease_until": None}
     return _wrote(session, _held(plan).values(**values))
 
 
@@ -189,7 +205,7 @@ def release(session: Session, plan: SamplePlan) -> bool:
 def sweep(session: Session, max_attempts: int) -> bool:
     """Take back requests whose lease ran out. True when any request waits for a worker."""
     expire(session)
-    lost = select(Sample).where(Sample.status == "running", Sample.lease_until < now(session))
+    lost = select(Sample).where(Sample.status == "running", Sample.lease_until < clock(session))
     lost = lost.with_for_update(skip_locked=True).execution_options(populate_existing=True)
     for sample in session.scalars(lost).all():
         sample.crashes += 1
@@ -212,7 +228,7 @@ def list_ended(session: Session, sample_ids: list[str]) -> list[str]:
 
 def list_expired(session: Session, keep: timedelta, limit: int = 100) -> list[Sample]:
     """Requests whose images have been kept long enough."""
-    ended = (Sample.finished_at < now(session) - keep, Sample.images.is_not(None))
+    ended = (Sample.finished_at < clock(session) - keep, Sample.images.is_not(None))
     return list(session.scalars(select(Sample).where(*ended).limit(limit)))
 
 
@@ -220,7 +236,7 @@ def _plans(session: Session, rows: Sequence[Sample]) -> list[SamplePlan]:
     specs = [SampleSpec.from_json(row.request) for row in rows]
     named = {part.adapter_id for spec in specs for part in spec.adapters}
     adapters = {row.id: row for row in session.scalars(select(Adapter).where(Adapter.id.in_(named)))} if named else {}
-    moment = now(session)
+    moment = now(session) if any(row.deadline for row in rows) else None
     return [
         SamplePlan(
             sample_id=row.id,
@@ -234,10 +250,14 @@ def _plans(session: Session, rows: Sequence[Sample]) -> list[SamplePlan]:
                 )
                 for part in spec.adapters
             ),
-            seconds_left=None if row.deadline is None else max(0.0, (row.deadline - moment).total_seconds()),
+            seconds_left=_seconds_left(row, moment),
         )
         for row, spec in zip(rows, specs, strict=True)
     ]
+
+
+def _seconds_left(row: Sample, moment: datetime | None) -> float | None:
+    return None if row.deadline is None or moment is None else max(0.0, (row.deadline - moment).total_seconds())
 
 
 def _held(plan: SamplePlan) -> Update:

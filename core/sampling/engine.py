@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from threading import Event, Lock
 from typing import NamedTuple
 
@@ -182,6 +182,7 @@ class Engine:
         self._active: list[_Row] = []
         self._buckets = sorted(buckets)
         self._decoder = Decoder(base.decode)
+        self._plan = lru_cache(maxsize=256)(partial(make_plan, base.schedule, spacing=SPACING))
         self._gathered: tuple[object, Tensor | None, Tensor] | None = None
         self._is_closed = False
         for digest in pinned:
@@ -269,7 +270,7 @@ class Engine:
             raise Invalid(f"the base has {base.num_classes} classes", code="unknown_class", pointer="/label")
         if len(request.adapters) >= self.bank.slots:
             raise Invalid(f"the engine holds {self.bank.slots - 1} adapters at once", pointer="/adapters")
-        plan = make_plan(base.schedule, solver, request.steps, SPACING)
+        plan = self._plan(solver, request.steps)
         return _Row(request, Future(), plan, self._side(request.size), time.perf_counter(), on_preview)
 
     def _side(self, size: int | None) -> int:

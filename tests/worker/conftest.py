@@ -9,6 +9,7 @@ import pytest
 from core.bases import Catalog
 from core.db import migrate
 from core.db.session import Database
+from core.fresh import FreshObjects
 from core.nudges import Nudges
 from core.settings import Settings
 from core.storage import open_store
@@ -43,11 +44,13 @@ def shop(shop_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
 def opened_shop(shop_settings: Settings) -> Iterator[Shop]:
     """One tenant with one validated dataset, and a runtime to work on its jobs."""
     migrate.upgrade(shop_settings.database)
+    store = open_store(shop_settings)
     services = Services(
         settings=shop_settings,
         database=Database(shop_settings.database),
-        store=open_store(shop_settings),
+        store=store,
         nudges=Nudges(shop_settings.broker),
+        fresh=FreshObjects(shop_settings.broker, store),
         catalog=Catalog(shop_settings.bases),
         worker="this process",
     )
@@ -55,4 +58,5 @@ def opened_shop(shop_settings: Settings) -> Iterator[Shop]:
     yield Shop.opened(services, runtime)
     runtime.close()
     services.nudges.close()
+    services.fresh.close()
     services.database.close()
