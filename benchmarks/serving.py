@@ -37,6 +37,7 @@ from core.diffusion.catalog import read_json
 from core.sampling.engine import Engine, Sampled
 from core.sampling.request import AdapterPart, SampleRequest
 from core.settings import PACKAGED_BASE, Settings
+from worker.runtime import FEW_ROWS
 
 SEED = 0
 ADAPTERS, TENANTS, ZIPF = 64, 8, 1.0
@@ -90,6 +91,7 @@ class Ours:
             base.layout(gamma_depth="all", gamma_places=["attention", "mlp", "qkv", "projection"]),
             slots=settings["bank_slots"].default,
             max_rows=settings["max_batch_rows"].default,
+            few_rows=FEW_ROWS,
             load_adapter=lambda digest: adapters[int(digest)],
         )
         self._futures: dict[int, Future[Sampled]] = {}

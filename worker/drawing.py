@@ -63,7 +63,7 @@ class Drawing:
     def claim(self, is_told: bool = False) -> int:
         """Take waiting requests while the engines have room for about one more batch behind the present one.
 
-        `is_told` that there is some: it then claims without a look before, which most polls end with.
+        `is_told` that there is some: it then claims at once. Most polls end with a look, and give up what is too late.
         """
         self._heed_cancels()
         settings = self._services.settings
@@ -76,6 +76,8 @@ class Drawing:
                 if not samples.is_waiting(session, self._services.catalog):
                     return 0
         with self._services.database.write() as session:
+            if not is_told:
+                samples.expire(session)
             plans = samples.claim(
                 session, self._services.worker, settings.lease_seconds, self._services.catalog, limit=room
             )

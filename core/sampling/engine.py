@@ -148,6 +148,10 @@ class Engine:
     `layout` is the widest that requests may bring: an adapter of a smaller one is zero, which is the base, elsewhere.
     With `buckets` a pass has one of these numbers of rows, filled up with rows that nobody looks at: compiled code then
     sees few shapes. `pinned` adapters are loaded at once and never leave the device.
+
+    `few_rows` is for devices whose passes take as long as they have rows, which are CPUs: with a short queue a pass has
+    at most so many rows, and with a longer one half of what there is to do, up to `max_rows`. What came first is then
+    not slowed down by what came later, and a full queue is served no slower.
     """
 
     def __init__(
@@ -160,6 +164,7 @@ class Engine:
         load_adapter: LoadAdapter,
         max_waiting: int = MAX_WAITING,
         host_bytes: int = 1 << 30,
+        few_rows: int | None = None,
         buckets: Sequence[int] = (),
         pinned: Sequence[str] = (),
     ) -> None:
@@ -170,6 +175,7 @@ class Engine:
         self.base = base
         self.bank = AdapterBank(layout, base, slots)
         self._max_rows = max_rows
+        self._few_rows = max_rows if few_rows is None else few_rows
         self._max_waiting = max_waiting
         self._wake = Event()
         self._slots = AdapterSlots(self.bank, load_adapter, host_bytes=host_bytes, wake=self._wake)
@@ -304,7 +310,9 @@ class Engine:
 
     def _admit(self) -> None:
         """Start waiting images while there is room."""
-        room = self._max_rows - sum(row.request.rows for row in self._active)
+        active = sum(row.request.rows for row in self._active)
+        waiting = sum(row.request.rows for row in self._waiting.values())
+        room = min(self._max_rows, max(self._few_rows, (active + waiting) // 2)) - active
         while room > 0 and (request_id := self._batcher.next(room, self._is_ready)) is not None:
             row = self._waiting[request_id]
             try:

@@ -29,6 +29,7 @@ NEVER_SENT = {
     "bad_settings",  # said at start
     "bad_tenant_name",  # tenants are made by the operator
     "tenant_exists",
+    "object_corrupt",  # whoever finds one says of what
 }
 FROM_WORKERS = {"adapter_corrupt", "cancelled"}  # on an image request's row
 SPELLED_OUT = {"malformed_json", "internal_error", "method_not_allowed"}  # given to `problem` as they are

@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import hashlib
 import json
 import threading
 import time
@@ -12,6 +13,7 @@ from sqlalchemy import select
 from api import image_stream
 from core.models import Sample
 from core.samples import service as samples
+from core.samples.service import SamplePlan
 from core.storage import keys
 from tests import rows
 from tests.api.conftest import Owner, Service, assert_problem
@@ -232,6 +234,8 @@ def test_a_request_whose_time_is_over_is_504_and_never_drawn(service: Service, c
     ).headers["location"]
     time.sleep(0.1)
     service.draw(0)
+    with service.database.write() as session:
+        assert samples.expire(session) == [late.rsplit("/", 1)[1]]
     assert client.get(late).json()["error"]["code"] == "deadline_exceeded"
 
 
@@ -246,16 +250,22 @@ def test_the_queue_is_bounded_over_all_tenants(service: Service, client: TestCli
     assert client.post("/v1/images/generations", json=BODY, headers=headers).status_code == 202
 
 
+def _show(service: Service, plan: SamplePlan, number: int, data: bytes) -> None:
+    """What a worker does with a partial image."""
+    key = keys.partial_image(plan.tenant_id, plan.sample_id, plan.attempt, 0, number)
+    service.store.put(key, data, "image/png")
+    partial = {"key": key, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    with service.database.write() as session:
+        assert samples.add_partial(session, plan, partial | {"index": 0, "number": number})
+
+
 def test_a_stream_shows_partial_images_and_then_the_images(service: Service, client: TestClient) -> None:
     def act() -> None:
         with service.database.write() as session:
             [plan] = samples.claim(session, rows.WORKER, rows.LEASE, service.catalog, 10)
         assert plan.spec.partial_steps == (6, 13)
         for number in range(2):
-            key = keys.partial_image(plan.tenant_id, plan.sample_id, plan.attempt, 0, number)
-            service.store.put(key, f"partial {number}".encode(), "image/png")
-            with service.database.write() as session:
-                assert samples.add_partial(session, plan, {"key": key, "index": 0, "number": number})
+            _show(service, plan, number, f"partial {number}".encode())
         service.deliver(plan)
 
     reply = _during(client, BODY | {"n": 1, "stream": True, "partial_images": 2}, act)
@@ -273,10 +283,7 @@ def test_each_partial_image_is_sent_as_it_comes(service: Service, client: TestCl
     made = client.post("/v1/images/generations", json={**BODY, "n": 1}, headers={"Prefer": "respond-async"}).json()
     with service.database.write() as session:
         [plan] = samples.claim(session, rows.WORKER, rows.LEASE, service.catalog, 10)
-    key = keys.partial_image(plan.tenant_id, plan.sample_id, plan.attempt, 0, 0)
-    service.store.put(key, b"partial", "image/png")
-    with service.database.write() as session:
-        assert samples.add_partial(session, plan, {"key": key, "index": 0, "number": 0})
+    _show(service, plan, 0, b"partial")
     services = client.app.state.services  # pyright: ignore[reportAttributeAccessIssue]
     events, shown, has_ended = image_stream._look(services, plan.tenant_id, made["id"], 0)
     assert [(event["type"], event["partial_image_index"]) for event in events] == [
