@@ -1,16 +1,20 @@
-"""What the families share: which modules of diffusers' transformers carry the adapter, and the autoencoder."""
+"""What the families share: which modules of diffusers' transformers carry the adapter, and how a folder is read."""
 
 import re
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from core.diffusion.catalog import read_json, weight_files
 from core.diffusion.places import AdaptedAffine, AdaptedNorm, ForwardContext, Gamma, PlaceSpec
+from core.diffusion.schedule import Schedule
 from core.errors import Invalid
 
+Model = TypeVar("Model", bound=ModelMixin)
 _IN_BLOCK = re.compile(r"(transformer_blocks\.(\d+))\.(.+)")
 
 
@@ -63,13 +67,19 @@ def load_vae(folder: Path) -> AutoencoderKL | None:
         return None
     if kind != "AutoencoderKL":
         raise Invalid(f"model_index.json: vae {kind}; AutoencoderKL or none is supported")
-    weight_files(folder / "vae")
-    vae = AutoencoderKL.from_pretrained(
-        folder / "vae",
-        torch_dtype=torch.float32,
-        low_cpu_mem_usage=False,
-        use_safetensors=True,
-        local_files_only=True,
+    return load_model(AutoencoderKL, folder / "vae")
+
+
+def load_schedule(folder: Path) -> Schedule:
+    """The noise schedule of a pipeline folder's scheduler."""
+    return Schedule.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
+
+
+def load_model(kind: type[Model], folder: Path) -> Model:
+    """A model of diffusers in float32, from the safetensors of a folder on this machine alone."""
+    weight_files(folder)
+    model: Any = kind.from_pretrained(
+        folder, torch_dtype=torch.float32, low_cpu_mem_usage=False, use_safetensors=True, local_files_only=True
     )
-    assert isinstance(vae, AutoencoderKL)
-    return vae
+    assert isinstance(model, kind)
+    return model

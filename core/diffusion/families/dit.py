@@ -13,8 +13,8 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 from torch import Tensor, nn
 
 from core.diffusion.base import Base
-from core.diffusion.catalog import BaseSummary, base_summary, read_json, weight_files
-from core.diffusion.families.adapting import adapt, load_vae
+from core.diffusion.catalog import BaseSummary, base_summary
+from core.diffusion.families.adapting import adapt, load_model, load_schedule, load_vae
 from core.diffusion.families.dit_block import TrainingBlock
 from core.diffusion.layout import AdapterLayout
 from core.diffusion.places import ForwardContext
@@ -149,17 +149,8 @@ class DiTBase(Base):
 def load_dit(folder: Path, device: torch.device, dtype: torch.dtype, name: str | None = None) -> DiTBase:
     """Read a DiTPipeline folder: transformer, scheduler config and, where it has one, the VAE."""
     summary = base_summary(folder, name)
-    weight_files(folder / "transformer")
-    transformer = DiTTransformer2DModel.from_pretrained(
-        folder / "transformer",
-        torch_dtype=torch.float32,
-        low_cpu_mem_usage=False,
-        use_safetensors=True,
-        local_files_only=True,
-    )
-    assert isinstance(transformer, DiTTransformer2DModel)
-    schedule = Schedule.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
-    return make_dit(summary, transformer, schedule, load_vae(folder), device, dtype)
+    transformer = load_model(DiTTransformer2DModel, folder / "transformer")
+    return make_dit(summary, transformer, load_schedule(folder), load_vae(folder), device, dtype)
 
 
 def make_dit(

@@ -15,8 +15,8 @@ from diffusers.models.transformers.pixart_transformer_2d import PixArtTransforme
 from torch import Tensor, nn
 
 from core.diffusion.base import Base
-from core.diffusion.catalog import BaseSummary, base_summary, read_json, weight_files
-from core.diffusion.families.adapting import adapt, load_vae
+from core.diffusion.catalog import BaseSummary, base_summary, read_json
+from core.diffusion.families.adapting import adapt, load_model, load_schedule, load_vae
 from core.diffusion.families.prompts import Prompts
 from core.diffusion.layout import AdapterLayout
 from core.diffusion.places import AdaptedTable, ForwardContext, PlaceSpec
@@ -156,19 +156,10 @@ def _row(prompt: Tensor, tokens: int) -> Tensor:
 def load_pixart(folder: Path, device: torch.device, dtype: torch.dtype, name: str | None = None) -> PixArtBase:
     """Read a PixArt pipeline folder: transformer, scheduler config, VAE, and prompts or a text encoder."""
     summary = base_summary(folder, name)
-    weight_files(folder / "transformer")
-    transformer = PixArtTransformer2DModel.from_pretrained(
-        folder / "transformer",
-        torch_dtype=torch.float32,
-        low_cpu_mem_usage=False,
-        use_safetensors=True,
-        local_files_only=True,
-    )
-    assert isinstance(transformer, PixArtTransformer2DModel)
-    schedule = Schedule.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
+    transformer = load_model(PixArtTransformer2DModel, folder / "transformer")
     tokens = TOKENS[read_json(folder / "model_index.json")["_class_name"]]
     encode = Prompts(folder, tokens, device)
-    return make_pixart(summary, transformer, schedule, encode, tokens, load_vae(folder), device, dtype)
+    return make_pixart(summary, transformer, load_schedule(folder), encode, tokens, load_vae(folder), device, dtype)
 
 
 def make_pixart(
