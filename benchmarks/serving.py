@@ -37,7 +37,7 @@ from core.diffusion.catalog import read_json
 from core.sampling.engine import Engine, Sampled
 from core.sampling.request import AdapterPart, SampleRequest
 from core.settings import PACKAGED_BASE, Settings
-from worker.runtime import FEW_ROWS
+from worker.runtime import CPU_ROWS, FEW_ROWS
 
 SEED = 0
 ADAPTERS, TENANTS, ZIPF = 64, 8, 1.0
@@ -90,7 +90,7 @@ class Ours:
             base,
             base.layout(gamma_depth="all", gamma_places=["attention", "mlp", "qkv", "projection"]),
             slots=settings["bank_slots"].default,
-            max_rows=settings["max_batch_rows"].default,
+            max_rows=CPU_ROWS,
             few_rows=FEW_ROWS,
             load_adapter=lambda digest: adapters[int(digest)],
         )
@@ -195,11 +195,10 @@ def measured(dtype: torch.dtype, trace: Sequence[Asked]) -> dict[str, object]:
     adapters = [make_adapter(base, number) for number in range(ADAPTERS)]
     scheduler = read_json(PACKAGED_BASE / "scheduler" / "scheduler_config.json")
     pipeline = LoraPipeline(base, make_transformer(SHIPPED), scheduler, ADAPTERS)
-    most = Settings.model_fields["max_batch_rows"].default // 2
     makers: dict[str, Callable[[], Ours | Theirs]] = {
         "mixed": lambda: Ours(base, adapters, Engine),
         "unmixed": lambda: Ours(base, adapters, Unmixed),
-        "by adapter": lambda: Theirs(pipeline, most),
+        "by adapter": lambda: Theirs(pipeline, CPU_ROWS // 2),
         "hotswap": lambda: Theirs(pipeline, 1),
     }
     for make in makers.values():  # warm everything up

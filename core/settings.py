@@ -65,7 +65,9 @@ class Settings(BaseSettings):
     )
     role: Role = Field("both", description="What a device worker does: `both`, `train` or `sample`.")
     bank_slots: int = Field(32, ge=2, description="Adapters that the bank on the device holds, the base included.")
-    max_batch_rows: int = Field(32, ge=1, description="Rows of one denoising forward pass.")
+    max_batch_rows: int | None = Field(
+        None, ge=2, description="Rows of one denoising forward pass; default: 16 on a CPU, 32 elsewhere."
+    )
     packing: Literal["exact", "always", "off"] = Field(
         "exact",
         description="Jobs in one training pass: `exact` where that changes no bit of any, `always` (a job's bits then "

@@ -66,9 +66,8 @@ class Drawing:
         `is_told` that there is some: it then claims at once. Most polls end with a look, and give up what is too late.
         """
         self._heed_cancels()
-        settings = self._services.settings
         rows = sum(len(drawn.images) for drawn in self._under_way if drawn.delivery is None)
-        room = 2 * settings.max_batch_rows - rows
+        room = 2 * self._runtime.max_rows - rows
         if room <= 0:
             return 0
         if not is_told:
@@ -79,7 +78,11 @@ class Drawing:
             if not is_told:
                 samples.expire(session)
             plans = samples.claim(
-                session, self._services.worker, settings.lease_seconds, self._services.catalog, limit=room
+                session,
+                self._services.worker,
+                self._services.settings.lease_seconds,
+                self._services.catalog,
+                limit=room,
             )
         for plan in plans:
             faults.point("claimed")

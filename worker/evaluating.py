@@ -156,7 +156,7 @@ class Evaluating:
         """Keep the engine's batch filled, and no fuller: requests for images come between."""
         spec, plan = self.plan.spec, self.plan
         engine = self._runtime.device(plan.base).engine
-        while work.next < spec.total and len(self._waiting) < max(2, self._services.settings.max_batch_rows // 2):
+        while work.next < spec.total and len(self._waiting) < max(2, self._runtime.max_rows // 2):
             number = work.next % spec.images
             is_baseline = work.next >= spec.images
             request = SampleRequest(

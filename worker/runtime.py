@@ -35,6 +35,7 @@ from worker.services import Services, get_services
 
 log = structlog.get_logger()
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CPU_ROWS = 16
 FEW_ROWS = 4  # of a CPU's pass while few wait: as quick a row as in wider ones, nearly (docs/performance.md)
 _PREPARED = 16  # datasets whose latents stay in host memory between slices
 
@@ -80,7 +81,7 @@ class Runtime:
                 base,
                 layout,
                 slots=settings.bank_slots,
-                max_rows=settings.max_batch_rows,
+                max_rows=self.max_rows,
                 few_rows=FEW_ROWS if base.device.type == "cpu" else None,
                 load_adapter=functools.partial(self._load_adapter, base.fingerprint),
                 host_bytes=settings.adapter_host_bytes,
@@ -103,6 +104,12 @@ class Runtime:
                     self.know(row.sha256, row.object_key)
                     found.append(row.sha256)
         return found
+
+    @property
+    def max_rows(self) -> int:
+        """Rows of one pass. On a CPU fewer are quicker: what lies between the products stays in its caches."""
+        settings = self.services.settings
+        return settings.max_batch_rows or (CPU_ROWS if _device(settings.device) == "cpu" else 32)
 
     def engines(self) -> list[Engine]:
         return [device.engine for device in self._devices.values()]
