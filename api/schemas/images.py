@@ -24,6 +24,7 @@ MAX_IMAGES = 1_000  # the settings' own limit is lower and named in its refusal
 MAX_PARTIAL_IMAGES = 3  # as OpenAI has it
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Interval = Annotated[tuple[Share, Share], Field(strict=False)]  # JSON has lists alone; the shares themselves are strict
 
 
 class AdapterWeight(Body):
@@ -56,7 +57,7 @@ class ImageCreate(Body):
     adapters: Annotated[list[AdapterWeight], Field(min_length=1, max_length=MAX_PARTS)] | None = Field(
         None, description="Adapters to add up, each with its weight; `model` is then their base."
     )
-    guidance_interval: tuple[Share, Share] | None = Field(
+    guidance_interval: Interval | None = Field(
         None,
         description="[low, high]: the shares of noise between which guidance is computed; outside it costs nothing.",
     )

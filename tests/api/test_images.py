@@ -120,6 +120,7 @@ def test_a_tenant_has_only_so_many_unfinished_requests(service: Service, client:
         ("model", "nope"), ("output_format", "gif"), ("quality", "hd"), ("style", "vivid"), ("stream", "yes"),
         ("background", "transparent"), ("tenant_id", "x"), ("status", "succeeded"), ("output_compression", 50),
         ("guidance_interval", [0.8, 0.2]), ("guidance_interval", [0.0, 2.0]), ("guidance_interval", [0.5]),
+        ("guidance_interval", ["0", 1]),
         ("timeout", 0), ("timeout", 1e9), ("adapters", []), ("partial_images", 4),
     ],
 )  # fmt: skip
@@ -136,6 +137,14 @@ def test_what_cannot_be_drawn_is_refused_before_it_is_queued(
     assert {item["pointer"].split("/")[1] for item in problem["errors"]} == {field}
     with service.database.read() as session:
         assert session.scalars(select(Sample)).all() == []
+
+
+def test_an_interval_of_guidance_is_kept_as_it_was_asked(client: TestClient) -> None:
+    asked = BODY | {"guidance_interval": [0, 0.8], "timeout": 20}
+    reply = client.post("/v1/images/generations", json=asked, headers={"Prefer": "respond-async"})
+    assert reply.status_code == 202, reply.text
+    request = reply.json()["request"]
+    assert (request["guidance_interval"], request["timeout"]) == ([0, 0.8], 20)
 
 
 def test_what_means_nothing_here_is_taken(service: Service, client: TestClient) -> None:
