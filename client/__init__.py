@@ -2,5 +2,6 @@
 
 from client.api import DiffFit
 from client.errors import ApiError, ClientError, Unreachable
+from client.images import CompletedImage, PartialImage
 
-__all__ = ["ApiError", "ClientError", "DiffFit", "Unreachable"]
+__all__ = ["ApiError", "ClientError", "CompletedImage", "DiffFit", "PartialImage", "Unreachable"]

@@ -1,5 +1,6 @@
 """What goes wrong on the way to the service, each with a message that fits a line."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,8 @@ class ApiError(ClientError):
         if not fields and len(self.errors) == 1 and self.errors[0].pointer.strip("/") not in self.detail:
             fields = [f"field {self.errors[0].pointer}"]
         tail = f" ({'; '.join(fields)})" if fields else ""
-        return f"{self.detail}{tail} [{self.status} {self.code}]"
+        status = f"{self.status} " if self.status >= 400 else ""
+        return f"{self.detail}{tail} [{status}{self.code}]"
 
     @classmethod
     def from_response(cls, response: httpx.Response) -> "ApiError":
@@ -85,6 +87,13 @@ class ApiError(ClientError):
             body=body,
             location=response.headers.get("location"),
         )
+
+    @classmethod
+    def from_event(cls, error: Mapping[str, Any]) -> "ApiError":
+        """Read the `error` of a stream; its status was 200, for it had begun before anything went wrong."""
+        message, param = str(error.get("message") or "the service names no reason"), error.get("param")
+        fields = (FieldError(f"/{param}", message),) if param else ()
+        return cls(200, str(error.get("code") or "stream_error"), message, fields)
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -1,6 +1,5 @@
 """Fine-tuning jobs: what one asks for, and how it goes."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -154,12 +153,11 @@ class Jobs:
         """Every event in order, as it happens, until the job has ended; a broken stream is taken up where it broke."""
         last, broken = after, 0
         while True:
-            headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
+            headers = {"Last-Event-ID": last} if last else {}
             try:
-                with self._transport.stream(f"{_JOBS}/{job_id}/events", headers) as response:
-                    for number, data in _server_sent(response.iter_lines()):
-                        last, broken = number or last, 0
-                        yield Event.from_json({"id": number, **data})
+                for number, data in self._transport.events("GET", f"{_JOBS}/{job_id}/events", headers=headers):
+                    last, broken = number or last, 0
+                    yield Event.from_json({"id": number, **data})
             except Unreachable:
                 broken += 1
                 if broken > retries:
@@ -208,21 +206,3 @@ def _progress(data: dict[str, Any], steps: Any) -> Progress:
         steps_per_second=data.get("steps_per_second"),
         eta_seconds=data.get("eta_seconds"),
     )
-
-
-def _server_sent(lines: Iterator[str]) -> Iterator[tuple[str | None, dict[str, Any]]]:
-    """(id, data) of each server-sent event whose data is a JSON object; comments and pings are passed over."""
-    number: str | None = None
-    data: list[str] = []
-    for line in lines:
-        name, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if name == "id":
-            number = value
-        elif name == "data":
-            data.append(value)
-        elif line == "" and data:
-            body = "\n".join(data)
-            data = []
-            if body.startswith("{"):
-                yield number, json.loads(body)

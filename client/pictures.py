@@ -8,13 +8,18 @@ from PIL import Image, ImageDraw, ImageFont
 _PAPER, _INK = "#ffffff", "#333333"
 
 
-def open_png(data: bytes) -> Image.Image:
+def open_picture(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 def to_png(image: Image.Image) -> bytes:
+    return encode(image, "png")
+
+
+def encode(image: Image.Image, kind: str, quality: int = 100) -> bytes:
+    """`kind` is png, webp or jpeg; a png has no quality."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    image.save(buffer, kind, optimize=True, quality=quality)
     return buffer.getvalue()
 
 

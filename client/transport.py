@@ -4,7 +4,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from json import loads
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -110,17 +110,25 @@ class Transport:
             self._sleep(_pause(attempt) if error.retry_after is None else min(error.retry_after, _LONGEST_WAIT_SECONDS))
         raise AssertionError("the last attempt returns or raises")
 
-    @contextmanager
-    def stream(self, path: str, headers: Mapping[str, str] | None = None) -> Iterator[httpx.Response]:
-        """A reply whose body is read as it comes; not repeated."""
+    def events(
+        self, method: str, path: str, *, json: Any = None, headers: Mapping[str, str] | None = None
+    ) -> Iterator[tuple[str | None, dict[str, Any]]]:
+        """(id, data) of each server-sent event as it comes; not repeated.
+
+        Raises ApiError, or Unreachable: also where the connection breaks before the stream has ended.
+        """
+        headers = {"Accept": "text/event-stream", **(headers or {})}
+        has_begun = False
         try:
-            with self._http.stream("GET", path, headers=headers) as response:
+            with self._http.stream(method, path, json=json, headers=headers) as response:
                 if not response.is_success:
                     response.read()
                     raise ApiError.from_response(response)
-                yield response
+                has_begun = True
+                yield from _server_sent(response.iter_lines())
         except httpx.TransportError as error:
-            raise Unreachable(self.base_url, _reason(error)) from error
+            reason = f"the stream ended early: {_reason(error)}" if has_begun else _reason(error)
+            raise Unreachable(self.base_url, reason) from error
 
 
 def _object(response: httpx.Response) -> dict[str, Any]:
@@ -131,6 +139,24 @@ def _object(response: httpx.Response) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ApiError(response.status_code, "not_json", f"{response.url} did not answer with a JSON object")
     return body
+
+
+def _server_sent(lines: Iterator[str]) -> Iterator[tuple[str | None, dict[str, Any]]]:
+    """(id, data) of each server-sent event whose data is a JSON object; comments and pings are passed over."""
+    number: str | None = None
+    data: list[str] = []
+    for line in lines:
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "id":
+            number = value
+        elif name == "data":
+            data.append(value)
+        elif line == "" and data:
+            body = "\n".join(data)
+            data = []
+            if body.startswith("{"):
+                yield number, loads(body)
 
 
 def _may_repeat(error: httpx.TransportError) -> bool:

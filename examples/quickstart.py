@@ -29,7 +29,7 @@ def main() -> None:
         asked.out.mkdir(parents=True, exist_ok=True)
         for name in difffit.models.get(job.fine_tuned_model).classes:
             drawn = difffit.images.generate(job.fine_tuned_model, name, seed=0)
-            (asked.out / f"{name}.png").write_bytes(drawn.images[0].png)
+            (asked.out / f"{name}.png").write_bytes(drawn.images[0].data)
         print(f"{job.fine_tuned_model} drew into {asked.out}")
 
 

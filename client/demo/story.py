@@ -22,7 +22,7 @@ from client.files import File
 from client.images import Generation
 from client.jobs import Job
 from client.models import Model
-from client.pictures import open_png, slices
+from client.pictures import open_picture, slices
 
 FIRST_SEED = 7
 STEPS = 260  # fewer than `auto` would take: a demo is watched
@@ -117,7 +117,7 @@ def draw(client: DiffFit, base: Model, trained: Sequence[Trained]) -> tuple[list
         drawn: dict[tuple[str, int], Generation] = {key: future.result() for key, future in asked.items()}
     seconds = time.monotonic() - began
     rows = [
-        Row(title, note, [open_png(drawn[title, i].images[0].png) for i in range(columns)], prompts)
+        Row(title, note, [open_picture(drawn[title, i].images[0].data) for i in range(columns)], prompts)
         for title, note, _, prompts in cast
     ]
     rows += [_real(one, columns) for one in trained]
@@ -176,7 +176,7 @@ def _trained(client: DiffFit, letter: str, domain: Domain, file: File, job: Job,
     previews = [
         PreviewStrip(
             preview.step,
-            slices(open_png(client.jobs.preview(job.id, preview.id)), len(preview.classes)),
+            slices(open_picture(client.jobs.preview(job.id, preview.id)), len(preview.classes)),
             preview.classes,
         )
         for preview in client.jobs.previews(job.id)
@@ -194,6 +194,6 @@ def _real(one: Trained, columns: int) -> Row:
         for column in range(columns):
             kind, turn = classes[column % len(classes)], column // len(classes)
             mine = [name for name in names if f"/{name}".split("/")[-2] == kind] or names
-            pictures.append(open_png(archive.read(mine[turn % len(mine)])))
+            pictures.append(open_picture(archive.read(mine[turn % len(mine)])))
     captions = [classes[i % len(classes)] for i in range(columns)]
     return Row(f"real {one.domain.title}", one.domain.credit, pictures, captions, is_real=True)

@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from api import image_stream
 from api.app import create_app
 from client.api import DiffFit
 from client.cli.app import main
@@ -23,6 +24,7 @@ from core.db.session import Database
 from core.evaluations import service as evaluations
 from core.jobs import service as jobs
 from core.samples import service as samples
+from core.samples.service import SamplePlan
 from core.settings import Settings
 from core.storage import keys, open_store
 from core.tenants import service as tenants
@@ -30,9 +32,9 @@ from tests import rows
 from tests.conftest import make_settings
 
 
-def png(colour: tuple[int, int, int] = (200, 30, 30), width: int = 16) -> bytes:
+def png(colour: tuple[int, int, int] = (200, 30, 30), width: int = 16, kind: str = "png") -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (width, 16), colour).save(buffer, "PNG")
+    Image.new("RGB", (width, 16), colour).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -42,6 +44,9 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self.verdict = "processed"
         self.trains = True
+        self.draws = True
+        self.finishes: Callable[[], bool] = lambda: True  # asked once partial images are there, for 10 s at most
+        self.claimed: list[SamplePlan] = []
         self._settings = settings
         self._database = Database(settings.database)
         self._store = open_store(settings)
@@ -63,7 +68,8 @@ class Worker:
             self._validate()
             if self.trains:
                 self._train()
-            self._draw()
+            if self.draws:
+                self._draw()
             self._measure()
 
     def _validate(self) -> None:
@@ -105,9 +111,12 @@ class Worker:
         with self._database.write() as session:
             plans = samples.claim(session, rows.WORKER, rows.LEASE, self._catalog, 100)
         for plan in plans:
+            self.claimed.append(plan)
+            if not self._show(plan):
+                continue
             images = []
             for index in range(plan.spec.n):
-                data = png((index, plan.spec.seed % 256, 9))
+                data = png((index, plan.spec.seed % 256, 9), kind=plan.spec.output_format)
                 key = keys.image(plan.tenant_id, plan.sample_id, plan.attempt, index)
                 self._store.put(key, data, "image/png")
                 digest = hashlib.sha256(data).hexdigest()
@@ -115,6 +124,24 @@ class Worker:
             stats = {"batch_size": len(plans), "distinct_adapters": 2, "compute_ms": 5.0, "queue_ms": 1.0}
             with self._database.write() as session:
                 samples.finish(session, plan, images, stats)
+
+    def _show(self, plan: SamplePlan) -> bool:
+        """Partial images; whether those that follow are still wanted."""
+        for number in range(len(plan.spec.partial_steps)):
+            for index in range(plan.spec.n):
+                key = keys.partial_image(plan.tenant_id, plan.sample_id, plan.attempt, index, number)
+                data = png((index, number, 99), kind=plan.spec.output_format)
+                self._store.put(key, data)
+                partial = {"key": key, "sha256": hashlib.sha256(data).hexdigest(), "index": index, "number": number}
+                with self._database.write() as session:
+                    samples.add_partial(session, plan, partial)
+        late = time.monotonic() + 10
+        while not self.finishes() and time.monotonic() < late:
+            with self._database.write() as session:
+                if samples.list_cancelled(session, [plan.sample_id]):
+                    return not samples.stop(session, plan)
+            time.sleep(0.01)
+        return True
 
     def _measure(self) -> None:
         with self._database.write() as session:
@@ -199,6 +226,12 @@ def difffit(
         return Outcome(code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams look for partial images all the time: there is no broker here whose word would rouse them."""
+    monkeypatch.setattr(image_stream, "_PING_SECONDS", 0.02)
 
 
 @pytest.fixture

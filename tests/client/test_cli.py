@@ -160,6 +160,44 @@ def test_sample_saves_every_image_and_their_grid(difffit: Run, images: Path, tmp
     assert Image.open(out / "cats.png").size == (2 * 16 + 3 * 4, 2 * 16 + 3 * 4)
 
 
+def test_a_mix_is_drawn_as_it_was_asked(
+    service: Service, difffit: Run, client: DiffFit, images: Path, tmp_path: Path
+) -> None:
+    one, two = (client.adapters.get(only(r"adapter-\w+", trained(difffit, images).out)) for _ in range(2))
+    mixed = ("sample", "base", "a", "--mix", f"{one.id}=0.7", "--mix", f"{two.model}=-0.3", "--timeout", "50")
+    drawn = difffit(*mixed, "--guidance-interval", "0.2", "0.8", "-n", "2", "-o", "two.webp")
+    assert drawn.code == 0, drawn.err
+    assert [Image.open(tmp_path / name).format for name in ("two.webp", "two-1.webp", "two-2.webp")] == ["WEBP"] * 3
+    spec = service.worker.claimed[-1].spec
+    assert [(part.model, part.weight) for part in spec.adapters] == [(one.model, 0.7), (two.model, -0.3)]
+    assert (spec.guidance_interval, spec.timeout, spec.output_format) == ((0.2, 0.8), 50, "webp")
+
+
+@pytest.mark.parametrize(
+    ("words", "file"), [(("-o", "a.jpg"), "a.jpg"), (("-o", "a.png"), "a.jpeg"), ((), "sample.jpeg")]
+)
+def test_the_suffix_follows_the_format(difffit: Run, tmp_path: Path, words: tuple[str, ...], file: str) -> None:
+    drawn = difffit("sample", "base", "--output-format", "jpeg", "--output-compression", "90", *words)
+    assert f"saved {file}" in drawn.out
+    assert Image.open(tmp_path / file).format == "JPEG"
+
+
+def test_partial_images_are_saved_as_they_come(
+    service: Service, difffit: Run, tmp_path: Path, eager: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The images themselves are drawn only once the partial ones lie on the disk.
+    monkeypatch.setattr(service.worker, "finishes", lambda: len(list(tmp_path.glob("*.partial-*"))) == 4)
+    drawn = difffit("sample", "base", "-n", "2", "--seed", "5", "--partial", "2")
+    assert drawn.code == 0, drawn.err
+    finished = {"sample.png", "sample-1.png", "sample-2.png"}
+    partial = {f"sample-{image}.partial-{number}.png" for image in (1, 2) for number in (0, 1)}
+    assert {path.name for path in tmp_path.iterdir()} == finished | partial
+    assert Image.open(tmp_path / "sample-2.partial-1.png").getpixel((0, 0)) == (1, 1, 99)
+    assert Image.open(tmp_path / "sample-2.png").getpixel((0, 0)) == (1, 5, 9)
+    assert "saved sample-2.partial-1.png" in drawn.out
+    assert "saved sample.png (seed 5, 6;" in drawn.line(-1)
+
+
 @pytest.mark.parametrize("name", ["base", "job"])
 def test_sample_takes_the_base_and_a_jobs_id_too(difffit: Run, images: Path, tmp_path: Path, name: str) -> None:
     if name == "job":
@@ -226,6 +264,13 @@ def test_a_bad_hyperparameter_is_one_line_that_names_it(
         (("sample", "adapter-unknown"), 1, "404 not_found"),
         (("train", "file-x", "--set", "steps"), 2, "takes NAME=VALUE"),
         (("train", "file-x", "--steps", "0"), 2, "greater than or equal to 1"),
+        (("sample", "base", "--mix", "ft:a"), 2, "--mix takes MODEL=WEIGHT, as in ft:…=0.7, not"),
+        (("sample", "base", "--mix", "ft:a=much"), 2, "--mix takes MODEL=WEIGHT, as in ft:…=0.7, not"),
+        (("sample", "base", "--mix", "ft:a=nan"), 2, "--mix takes MODEL=WEIGHT, as in ft:…=0.7, not"),
+        (("sample", "base", "--mix", "ft:a=5"), 1, "/adapters/0/weight"),
+        (("sample", "base", "--partial", "4"), 2, "less than or equal to 3"),
+        (("sample", "base", "--output-format", "gif"), 2, "not one of 'png'"),
+        (("sample", "base", "--partial", "1", "--guidance", "loud"), 1, "422 invalid"),
         (("dance",), 2, "dance"),
     ],
 )

@@ -11,9 +11,10 @@ import pytest
 
 from client.errors import ApiError, ClientError, Unreachable
 from client.files import Files
+from client.images import CompletedImage, Images
 from client.transport import Transport
 
-Reply = tuple[int, dict[str, str], dict]
+Reply = tuple[int, dict[str, str], dict | bytes]
 PROBLEM = {
     "type": "urn:difffit:error:invalid",
     "title": "Unprocessable Content",
@@ -47,9 +48,9 @@ class Server:
             handler.close_connection = True
             handler.connection.close()
             return
-        data = json.dumps(body).encode()
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
         handler.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+        for name, value in {"Content-Length": str(len(data)), **headers}.items():
             handler.send_header(name, value)
         handler.end_headers()
         handler.wfile.write(data)
@@ -175,6 +176,45 @@ def test_pages_are_walked_to_the_limit(server: Server, transport: Transport) -> 
     ]
     assert [item["id"] for item in transport.page("/v1/things", limit=3)] == ["a", "b", "c"]
     assert server.requests == 2
+
+
+COMPLETED = b"""event: image_generation.completed
+data: {"type": "image_generation.completed", "b64_json": "cGlj",
+data: "seed": 5, "image_index": 0}
+
+"""
+
+
+def test_a_stream_is_read_over_pings_and_lines(server: Server, transport: Transport) -> None:
+    server.replies = [(200, {}, b": ping\n\nid: 7\n" + COMPLETED.replace(b"\n", b"\r\n") + b": ping\n\n")]
+    [event] = Images(transport).stream("tiny-dit")
+    assert isinstance(event, CompletedImage)
+    assert (event.image.data, event.image.seed) == (b"pic", 5)
+    assert json.loads(server.bodies[0]) == {
+        "model": "tiny-dit",
+        "prompt": "",
+        "response_format": "b64_json",
+        "stream": True,
+        "partial_images": 0,
+    }
+    assert server.keys == [None]  # without a key, a reader who goes away has cancelled
+
+
+@pytest.mark.parametrize(
+    ("headers", "reply", "reason"),
+    [
+        ({}, b": ping\n\n", "after 0 of 2 images"),
+        ({}, COMPLETED + COMPLETED.rstrip(), "after 1 of 2 images"),
+        ({"Content-Length": "9999"}, COMPLETED, "peer closed connection"),
+    ],
+)
+def test_a_stream_that_ends_early_says_so(
+    server: Server, transport: Transport, headers: dict[str, str], reply: bytes, reason: str
+) -> None:
+    server.replies = [(200, headers, reply)]
+    with pytest.raises(Unreachable, match=f"the stream ended early.*{reason}"):
+        list(Images(transport).stream("tiny-dit", n=2))
+    assert server.requests == 1
 
 
 def test_a_key_with_a_line_end_is_refused_before_it_is_sent() -> None:

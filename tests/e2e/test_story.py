@@ -13,6 +13,7 @@ import openai
 import pytest
 from PIL import Image
 
+from client import CompletedImage, DiffFit, PartialImage
 from tests.e2e.service import RunningService, adapter_of, ended, job, push, reaches, running, step_of, train, wait_for
 from tests.e2e.shapes import shapes_zip
 
@@ -110,6 +111,13 @@ def test_base_and_two_adapters_share_a_batch_and_each_draws_as_alone(service: Ru
         for index, found in enumerate(drawn):
             image = client.get(found["data"][0]["url"]).content
             assert _differs(image, alone[index // 3]) <= 1
+
+    with DiffFit(service.url, service.key_file.read_text().strip()) as difffit:
+        mixed = difffit.images.generate(MODEL, adapters=[(models[1], 1.0), (models[2], 0.0)], seed=3, steps=60)
+        first, *_, last = difffit.images.stream(models[1], partial_images=2, seed=3, steps=250)
+    assert _differs(mixed.images[0].data, alone[1]) <= 1  # a weight of nothing adds nothing
+    assert isinstance(first, PartialImage)
+    assert isinstance(last, CompletedImage)
 
 
 def test_a_worker_killed_halfway_ends_in_the_same_adapter(service: RunningService) -> None:
