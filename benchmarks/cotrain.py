@@ -98,7 +98,8 @@ def poison(base: Base, steps: int) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer repeats, 10 steps; the result is not kept")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, 10 steps; keep nothing")
+    parser.add_argument("--keep", action="store_true", help="with --quick: keep the result nevertheless")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     repeats, steps = (5, 10) if args.quick else (15, 50)
@@ -119,7 +120,7 @@ def main() -> None:
         "base_bytes_of_eight_processes": JOBS * base_bytes,
     }
     print(f"after {steps} steps every adapter differs from its solo run by at most {result['solo_difference']}")
-    measure.record("cotrain", result, SEED, keep=not args.quick)
+    measure.record("cotrain", result, SEED, keep=args.keep or not args.quick)
 
 
 if __name__ == "__main__":

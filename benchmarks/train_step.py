@@ -214,7 +214,8 @@ def measure_at(name: str, batch: int, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="three of the six shapes; the result is not kept")
+    parser.add_argument("--quick", action="store_true", help="three of the six shapes; keep nothing")
+    parser.add_argument("--keep", action="store_true", help="with --quick: keep the result nevertheless")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -239,7 +240,7 @@ def main() -> None:
         "median_speedup": statistics.median(row["speedup"] for row in rows),
         "rows": rows,
     }
-    measure.record("train_step", result, SEED, keep=not args.quick)
+    measure.record("train_step", result, SEED, keep=args.keep or not args.quick)
 
 
 if __name__ == "__main__":
