@@ -5,7 +5,7 @@ import time
 import pytest
 
 from client.api import DiffFit
-from client.errors import ApiError
+from client.errors import ApiError, ClientError
 from client.images import CompletedImage, PartialImage
 from tests.client.conftest import Service, png
 
@@ -52,3 +52,9 @@ def test_a_stream_that_is_closed_has_cancelled(
     while (status := client.transport.get(place)["status"]) == "running" and time.monotonic() < late:
         time.sleep(0.02)
     assert status == "cancelled"
+
+
+@pytest.mark.parametrize("field", ["guidance_scale", "timeout"])
+def test_what_json_cannot_carry_is_refused_by_name(client: DiffFit, field: str) -> None:
+    with pytest.raises(ClientError, match=f"{field} is nan: it must be a finite number"):
+        client.images.generate("tiny-dit", **{field: float("nan")})  # pyright: ignore[reportArgumentType]
