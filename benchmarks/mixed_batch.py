@@ -74,10 +74,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the shipped base alone; keep nothing")
     parser.add_argument("--keep", action="store_true", help="with --quick: keep the result nevertheless")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, help="default: 30 for the shipped base, 5 for B/2")
+    parser.add_argument("--repeats", type=int, help="default: 30 for the shipped base, 3 for B/2")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    repeats = {SHIPPED: args.repeats or 30} | ({} if args.quick else {"B/2": args.repeats or 5})
+    repeats = {SHIPPED: args.repeats or 30} | ({} if args.quick else {"B/2": args.repeats or 3})
     found = {name: measured(name, count) for name, count in repeats.items()}
     worst = min(side["over_folded"] for sides in found.values() for title, side in sides.items() if title not in FOLDED)
     result = {"mixed_over_folded": worst, "sides": found, "rows": ROWS, "repeats": repeats}
