@@ -351,6 +351,15 @@ class SeaweedFS(Server):
         return True
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process of that number is there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def free_port(also_above: int = 0) -> int:
     """A port that nobody listens on, below the range from which the kernel takes its own; `also_above` a second one."""
     while True:

@@ -36,6 +36,7 @@ from core.training.loop import (
     start,
 )
 from core.training.spec import TrainSpec
+from tests.servers import is_running
 from tests.training.jobs import make_data, make_spec
 
 
@@ -85,14 +86,6 @@ def crew(crews: Crews, latent_base: Base, latent_folder: Path) -> Crew:
 def wait_for(crew: Crew) -> None:
     while not crew.is_ready(0.1):
         pass
-
-
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 class Alone:

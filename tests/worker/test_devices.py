@@ -9,6 +9,7 @@ import pytest
 
 from core.settings import Settings
 from tests.conftest import make_settings
+from tests.servers import is_running
 from tests.worker.shop import Shop
 from worker.cotraining import CoTraining
 
@@ -20,14 +21,6 @@ def shop_settings(tmp_path: Path, tiny_base: Path) -> Settings:
     return make_settings(
         tmp_path / "data", bases=[str(tiny_base)], lease_seconds=60, slice_seconds=600, threads=1, max_devices=2
     )
-
-
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def ranks_running() -> int:
