@@ -1,9 +1,9 @@
 """`python -m benchmarks.cotrain`: eight tenants' jobs in one pass over one base, against one after the other.
 
 Eight jobs of batch 4 with data, class counts and learning rates of their own, on the shipped base. Timed: a step of all
-eight, as one pass (`advance` on eight) and as eight passes (`advance` on each), by turns. Then what must hold: in
-float32 on one thread every adapter is bit-equal to its solo run after `--steps` steps; in bfloat16 the first gradients
-agree; a job fed NaN fails alone, and its neighbours' vectors are those of a run without it.
+eight, as one pass (`advance` on eight) and as eight passes (`advance` on each), by turns. Then what must hold: on
+one thread every adapter is bit-equal to its solo run after 50 steps, in both types; a job fed NaN fails alone, and its
+neighbours' vectors are those of a run without it.
 """
 
 import argparse
@@ -68,18 +68,6 @@ def solo_difference(base: Base, steps: int) -> float:
     )
 
 
-def first_gradient_difference(base: Base) -> float:
-    """Of the first step's gradients, as Adam's first moment holds them, relative to their norm."""
-    together, alone = make_trainees(base, 10), make_trainees(base, 10)
-    advance(base, together)
-    for trainee in alone:
-        advance(base, [trainee])
-    return max(
-        float((one.state.first - other.state.first).norm() / other.state.first.norm())
-        for one, other in zip(together, alone, strict=True)
-    )
-
-
 def poison(base: Base, steps: int) -> bool:
     """Whether a job fed NaN fails, and alone: its neighbours end as in a run without it."""
     others = [job for job in range(JOBS) if job != POISONED]
@@ -111,7 +99,7 @@ def main() -> None:
         "throughput_ratio": speed(base, repeats),
         "throughput_ratio_bf16": speed(half, repeats),
         "solo_difference": solo_difference(base, steps),
-        "gradient_difference_bf16": first_gradient_difference(half),
+        "solo_difference_bf16": solo_difference(half, steps),
         "poisoned_job_fails_alone": poison(base, 5),
         "jobs": JOBS,
         "batch_size": BATCH,
@@ -119,7 +107,8 @@ def main() -> None:
         "base_bytes": base_bytes,
         "base_bytes_of_eight_processes": JOBS * base_bytes,
     }
-    print(f"after {steps} steps every adapter differs from its solo run by at most {result['solo_difference']}")
+    differs = max(result["solo_difference"], result["solo_difference_bf16"])
+    print(f"after {steps} steps every adapter differs from its solo run by at most {differs}")
     measure.record("cotrain", result, SEED, keep=args.keep or not args.quick)
 
 

@@ -55,7 +55,14 @@ class Settings(BaseSettings):
         description="DiTPipeline folders or hub names, comma-separated; the first is the default.",
     )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type that the frozen base is held in.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Type that the frozen base is held in, and images are drawn in."
+    )
+    train_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Type that jobs train in: `auto` is bfloat16 where the device is quick at it, else DIFFFIT_DTYPE. "
+        "Where the two differ there is a second copy of the base.",
+    )
     threads: int = Field(1, ge=1, description="CPU threads of a device worker.")
     max_devices: int = Field(
         1,

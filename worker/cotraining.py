@@ -142,7 +142,8 @@ class CoTraining:
         spec = TrainSpec.from_json(job.spec or {})
         if _shape(spec) != _shape(first.plan.spec):
             return False
-        path = NumericPath.from_json(job.numeric_path or self._runtime.numeric_path(first.trainee.base, spec))
+        base = self._runtime.training_base(job.model, job.numeric_path)
+        path = NumericPath.from_json(job.numeric_path or self._runtime.numeric_path(base, spec))
         taken = sum(one.rows for one in self._slices)
         return taken + min(spec.batch_size, path.micro_batch) <= self._row_limit and path.may_share(first.trainee.path)
 

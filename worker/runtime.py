@@ -6,7 +6,7 @@ Built on first use and kept for the life of the process: one base in memory serv
 import functools
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +20,7 @@ from core.diffusion.adapter import Adapter
 from core.diffusion.base import Base
 from core.diffusion.families import load_base
 from core.diffusion.layout import AdapterLayout
+from core.diffusion.products import is_quick_at_bfloat16
 from core.errors import Unavailable
 from core.jobs.service import Plan
 from core.models import Adapter as AdapterRow
@@ -54,6 +55,7 @@ class Runtime:
         self.services = services
         self.pool = ThreadPoolExecutor(4, thread_name_prefix="store")  # encoding and storing, off the device thread
         self._devices: dict[str, Device] = {}
+        self._twins: dict[tuple[str, torch.dtype], Base] = {}  # of bases that train in another type than they draw in
         self._cache = AdapterCache(services.settings.data_dir / "cache" / "adapters", services.store)
         self._keys: dict[str, str] = {}  # adapter digest to object key, as claims told us
         self._held: dict[str, Adapter] = {}  # adapters of running jobs, for previews
@@ -91,6 +93,26 @@ class Runtime:
             self._devices[model] = Device(base, layout, engine)
             log.info("base.loaded", model=model, fingerprint=base.fingerprint, device=str(base.device))
         return self._devices[model]
+
+    def training_base(self, model: str, path: Mapping[str, Any] | None) -> Base:
+        """The base in the type of a job's numeric path; for a job that has none yet, in the type that jobs begin in."""
+        drawing = self.device(model).base
+        dtype = self._train_dtype(drawing) if path is None else _DTYPES[path["dtype"]]
+        if dtype == drawing.dtype:
+            return drawing
+        key = (model, dtype)
+        if key not in self._twins:
+            twin = load_base(self.services.catalog.folder(model), device=drawing.device, dtype=dtype, name=model)
+            twin.share(drawing)
+            self._twins[key] = twin
+            log.info("base.loaded", model=model, fingerprint=twin.fingerprint, dtype=str(dtype), purpose="training")
+        return self._twins[key]
+
+    def _train_dtype(self, drawing: Base) -> torch.dtype:
+        wanted = self.services.settings.train_dtype
+        if wanted != "auto":
+            return _DTYPES[wanted]
+        return torch.bfloat16 if is_quick_at_bfloat16(drawing.device) else drawing.dtype
 
     def _pinned(self, base: Base) -> list[str]:
         """Digests of the adapters on this base that the settings name; what cannot be had is left out and logged."""
@@ -148,7 +170,7 @@ class Runtime:
         """
         if plan.spec.devices == 1:
             return None
-        base, settings = self.device(plan.model).base, self.services.settings
+        base, settings = self.training_base(plan.model, plan.numeric_path), self.services.settings
         if self._crew is not None and not self._crew.is_for(base, plan.spec.devices):
             self._crew.close()
             self._crew = None

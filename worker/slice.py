@@ -110,8 +110,8 @@ class Slice:
             if self._crew is not None and not self._crew.is_ready(_READY_SECONDS):
                 return
             began = time.monotonic()
-            base, spec = self._device.base, self.plan.spec
-            fixed = self.plan.numeric_path
+            spec, fixed = self.plan.spec, self.plan.numeric_path
+            base = self._runtime.training_base(self.plan.model, fixed)
             with cpu_threads(fixed["threads"] if fixed else torch.get_num_threads()):
                 data = self._runtime.prepared(self.plan)
                 faults.point("dataset_loaded")
@@ -339,7 +339,7 @@ class Slice:
     def _draw_preview(self, run: _Run) -> None:
         """Put the present state's pictures among the engine's rows; they are stored when they are done."""
         spec, step = self.plan.spec, run.state.step
-        adapter = finish(run.state, self._device.base, spec, run.data)
+        adapter = finish(run.state, run.trainee.base, spec, run.data)
         digest = self._preview_digest(step)
         self._runtime.hold(digest, adapter)
         futures = [
@@ -397,7 +397,7 @@ class Slice:
         """Bytes, then row and success in one transaction."""
         self._verify(run)
         self._harvest_previews(run, wait=True)
-        base, plan = self._device.base, self.plan
+        base, plan = run.trainee.base, self.plan
         metrics = _losses(run.body)
         adapter = finish(run.state, base, plan.spec, run.data, metrics)
         data = adapter_format.save(adapter)

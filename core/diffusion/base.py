@@ -52,6 +52,10 @@ class Base(ABC):
         self.class_table = table  # (num_classes + 1, H), the last is the null row
         self._starts = torch.cat([table, table[:-1].mean(0, keepdim=True)])
 
+    def share(self, other: "Base") -> None:
+        """Use the codec of `other`, which is of the same folder, so that it is in memory once."""
+        self.vae = other.vae
+
     def set_classes(self, table: Tensor, names: Sequence[str]) -> None:
         """Classes of its own for a base that an adapter was folded into: table (len(names) + 1, H), null row last."""
         self._set_table(table)

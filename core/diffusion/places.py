@@ -1,6 +1,6 @@
 """The places of a frozen network where an adapter acts: y = (1 + δγ) ⊙ (W x + b + δb), the δ of each row its own."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ class ForwardContext:
 
     values: Mapping[str, Tensor] | None = None
     conditioning: Tensor | None = None  # (B, D)
-    min_rows: int = 0
+    sizes: tuple[int, ...] = ()
 
     @contextmanager
     def hold(self, values: Mapping[str, Tensor] | None, conditioning: Tensor | None = None) -> Iterator[None]:
@@ -30,16 +30,13 @@ class ForwardContext:
             self.values, self.conditioning = None, None
 
     @contextmanager
-    def steady(self, min_rows: int) -> Iterator[None]:
-        """Maps of one vector a row, such as the conditioning, see at least so many rows, the missing ones as zeros.
-
-        Matrix products of a few rows take other kernels than those of many, with other last bits.
-        """
-        self.min_rows = min_rows
+    def apart(self, sizes: Sequence[int]) -> Iterator[None]:
+        """`sizes` are the rows of each job in the batch, whose bits shall not depend on the other jobs' rows."""
+        self.sizes = tuple(sizes)
         try:
             yield
         finally:
-            self.min_rows = 0
+            self.sizes = ()
 
 
 @dataclass(frozen=True)
@@ -89,11 +86,15 @@ class AdaptedAffine(nn.Module):
                 y = y * factor if torch.is_grad_enabled() else y.mul_(factor)
         return y
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of the jobs of this pass; none where that does not matter."""
+        return self._context.sizes
+
     def _map(self, x: Tensor) -> Tensor:
-        missing = self._context.min_rows - len(x)
-        if x.ndim != 2 or missing <= 0:
+        if len(self.sizes) < 2:
             return self.inner(x)
-        return self.inner(F.pad(x, (0, 0, 0, missing)))[: len(x)]
+        return torch.cat([self.inner(part) for part in x.split(self.sizes)])
 
     def _shared(self, x: Tensor, offset: Tensor) -> Tensor:
         """All rows have one offset: it goes into the map's own bias, without a pass over memory of its own."""

@@ -7,6 +7,7 @@ A job's trainable is one vector: θ, then its class rows' differences. A pass ma
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -25,8 +26,6 @@ from core.training.randomness import generator
 from core.training.spec import TrainSpec
 
 VALIDATION_ROWS = 64
-STEADY_ROWS = 16
-"""From so many rows on, a row of a float32 matrix product on the CPU has the same bits whatever their number."""
 RowPath = Literal["row", "fused"]
 Packing = Literal["exact", "shared"]
 
@@ -79,13 +78,13 @@ class NumericPath:
     @property
     def is_steady(self) -> bool:
         """Whether a job has the same bits alone and in any company (docs/decisions/0011)."""
-        return (self.device, self.dtype, self.threads, self.rows, self.world) == ("cpu", "float32", 1, "row", 1)
+        return (self.device, self.threads, self.rows, self.world) == ("cpu", 1, "row", 1)
 
     def may_share(self, other: "NumericPath") -> bool:
         """Whether jobs of these paths may train in one pass."""
         if self.packing == other.packing == "shared" and self.world == 1:
             return replace(self, micro_batch=other.micro_batch) == other
-        return self.is_steady and other.is_steady
+        return self.is_steady and other.is_steady and self.dtype == other.dtype
 
     def to_json(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -223,7 +222,11 @@ class Trainee:
 
     def may_share(self, other: "Trainee") -> bool:
         """Whether both may train in one pass."""
-        is_alike = self.layout == other.layout and self.data.mean.shape[2:] == other.data.mean.shape[2:]
+        is_alike = (
+            self.base is other.base
+            and self.layout == other.layout
+            and self.data.mean.shape[2:] == other.data.mean.shape[2:]
+        )
         return is_alike and self.path.may_share(other.path)
 
     def draw(self) -> Draw:
@@ -304,10 +307,10 @@ class Trainee:
 def advance(base: Base, trainees: Sequence[Trainee]) -> list[Progress | Diverged]:
     """One forward and backward pass for the next step of every trainee, all of one layout and size; each steps alone.
 
-    On the row path, in float32 on one CPU thread, a job's bits do not depend on who shares its passes.
+    On the row path, on one CPU thread, a job's bits do not depend on who shares its passes.
     """
     began = time.perf_counter()
-    layout, is_fused = trainees[0].layout, trainees[0].path.rows == "fused"
+    layout = trainees[0].layout
     if any(trainee.layout != layout for trainee in trainees):
         raise Invalid("jobs of one pass must have one layout")
     if len({trainee.data.mean.shape[2:] for trainee in trainees}) > 1:
@@ -330,7 +333,7 @@ def advance(base: Base, trainees: Sequence[Trainee]) -> list[Progress | Diverged
     gammas = _min_snr_gammas(trainees)
     by_row = torch.zeros(len(t), device=base.device)
     for part in _parts(trainees, base.device):
-        with torch.enable_grad(), base.context.steady(0 if is_fused else STEADY_ROWS):
+        with torch.enable_grad(), _apart(base, trainees, slots[part]):
             theta, c_rows = _gather(trainees, leaves, draws, slots, part)
             x_t = base.schedule.add_noise(x0[part], eps[part], t[part])
             out = base.forward(x_t, base.schedule.times[t[part]], theta, c_rows, layout).float()
@@ -349,6 +352,13 @@ def advance(base: Base, trainees: Sequence[Trainee]) -> list[Progress | Diverged
     for number, (trainee, gradient) in enumerate(zip(trainees, gradients, strict=True)):
         results.append(trainee.update(gradient, float(by_row[slots == number].mean()), seconds))
     return results
+
+
+def _apart(base: Base, trainees: Sequence[Trainee], slots: Tensor) -> AbstractContextManager[None]:
+    """Keeps the bits of the jobs whose rows these are from depending on each other, where that is promised."""
+    if trainees[0].path.packing == "shared" or len(trainees) == 1:
+        return nullcontext()
+    return base.context.apart(slots.unique_consecutive(return_counts=True)[1].tolist())
 
 
 def _parts(trainees: Sequence[Trainee], device: torch.device) -> list[Tensor]:

@@ -14,6 +14,7 @@ from core.adapters import format as adapter_format
 from core.diffusion.base import Base
 from core.diffusion.families import load_base
 from core.errors import Invalid
+from core.settings import PACKAGED_BASE
 from core.training import checkpoint
 from core.training.checkpoint import CheckpointMismatch, CorruptCheckpoint
 from core.training.class_start import choose_class_start
@@ -220,7 +221,10 @@ def co_train(base: Base, jobs: list[tuple[TrainingData, TrainSpec]], steps: int)
     return [ended.get(number, trainee.state) for number, trainee in enumerate(trainees)]
 
 
-def test_a_job_is_bit_equal_whoever_shares_its_passes(base: Base, data: TrainingData):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_job_is_bit_equal_whoever_shares_its_passes(latent_folder: Path, dtype: torch.dtype):
+    base = load_base(latent_folder, dtype=dtype)
+    data = make_data(base)
     jobs = [
         (data, make_spec(base, batch_size=4)),
         (make_data(base, per_class=5, seed=9), make_spec(base, batch_size=6, seed=5, learning_rate=0.003)),
@@ -229,6 +233,18 @@ def test_a_job_is_bit_equal_whoever_shares_its_passes(base: Base, data: Training
     for state, (own, spec) in zip(co_train(base, jobs, 12), jobs, strict=True):
         assert state is not None
         assert torch.equal(state.vector, run(base, own, spec).vector)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_so_it_is_on_the_shipped_base_for_jobs_of_one_row_and_of_many(dtype: torch.dtype):
+    """Its feed-forward's products are of those whose kernel, in bfloat16, follows the number of rows."""
+    base = load_base(PACKAGED_BASE, dtype=dtype)
+    data = make_data(base)
+    jobs = [(data, make_spec(base, batch_size=rows, seed=rows)) for rows in (1, 2, 5, 8)]
+    for state, (own, spec) in zip(co_train(base, jobs, 3), jobs, strict=True):
+        assert state is not None
+        [*_, alone] = islice(fit(base, own, spec), 3)
+        assert torch.equal(state.vector, alone.state.vector)
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(base: Base, data: TrainingData):

@@ -12,6 +12,7 @@ from core.models import Job, Tenant
 from core.training.loop import Diverged, Progress, Trainee
 from tests.worker.shop import Shop
 from worker import app, cotraining
+from worker.runtime import cpu_threads
 from worker.slice import Slice
 
 KILLED = -9
@@ -60,7 +61,9 @@ def state_of(shop: Shop, job_id: str) -> tuple[str, str | None]:
     return job.status, (job.error or {}).get("code")
 
 
-def test_two_tenants_jobs_in_one_pass_end_as_each_would_alone(shop: Shop, passes: Passes) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_tenants_jobs_in_one_pass_end_as_each_would_alone(shop: Shop, passes: Passes, dtype: Any) -> None:
+    shop.services.settings.train_dtype = dtype
     rival = shop.rival()
     wanted = alone(shop, **MINE), alone(rival, **THEIRS)
     assert set(passes.sizes) == {1}
@@ -257,9 +260,9 @@ def test_another_layout_waits_no_longer_than_a_slice(shop: Shop, passes: Passes)
 @pytest.mark.parametrize(("packing", "size"), [("exact", 1), ("always", 2), ("off", 1)])
 def test_where_bits_would_change_the_setting_decides(shop: Shop, passes: Passes, packing: Any, size: int) -> None:
     shop.services.settings.packing = packing
-    shop.services.settings.dtype = "bfloat16"
     made = [shop.job(steps=6) for _ in range(2)]
-    shop.pump()
+    with cpu_threads(2):
+        shop.pump()
     assert max(passes.sizes) == size
     paths = [shop.get_job(job_id).numeric_path or {} for job_id in made]
     assert {path["packing"] for path in paths} == {"shared" if packing == "always" else "exact"}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from core.diffusion.places import AdaptedAffine
+from core.diffusion.products import product
 
 _CHUNK = 1 << 16
 """Values that go through GELU at a time on a CPU: its temporaries then stay in the second-level cache."""
@@ -58,7 +59,8 @@ class TrainingBlock:
         """x (B, T, D) and SiLU of the conditioning (B, D) to (B, T, D)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(conditioning).chunk(6, dim=1)  # (B, D) each
         offset = torch.cat([_offset(place, values, x) for place in self._qkv], dim=1)  # (B, 3 D)
-        qkv = _Enter.apply(x, 1 + scale1, shift1, offset, self._qkv_weight, self._eps[0])  # (B, T, 3 D)
+        sizes = self._projection.sizes
+        qkv = _Enter.apply(x, 1 + scale1, shift1, offset, self._qkv_weight, self._eps[0], sizes)  # (B, T, 3 D)
         assert isinstance(qkv, Tensor)
         if any(_scale(place, values) is not None for place in self._qkv):
             qkv = qkv * torch.cat([_wide_scale(place, values, x) for place in self._qkv], dim=1).unsqueeze(1)
@@ -77,6 +79,7 @@ class TrainingBlock:
             self._widen.inner.weight,
             self._narrow.inner.weight,
             self._eps[1],
+            sizes,
         )
         assert isinstance(y, Tensor)
         return y
@@ -144,19 +147,22 @@ class _Enter(torch.autograd.Function):
     """W (s ⊙ norm(x) + h) + b: what goes into attention. Vectors of a row are (B, ·), x is (B, T, D)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, s: Tensor, h: Tensor, b: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, s: Tensor, h: Tensor, b: Tensor, weight: Tensor, eps: float, sizes: tuple[int, ...]
+    ) -> Tensor:
         normed, inverse = _norm(x, eps)
-        y = torch.addcmul(h.unsqueeze(1), normed, s.unsqueeze(1)) @ weight.t()  # (B, T, 3 D)
+        y = product(torch.addcmul(h.unsqueeze(1), normed, s.unsqueeze(1)), weight.t(), sizes)  # (B, T, 3 D)
         ctx.save_for_backward(normed, inverse, s, weight)
+        ctx.sizes = sizes
         return y.add_(b.unsqueeze(1))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's own manner
         normed, inverse, s, weight = ctx.saved_tensors
-        inner = grad @ weight  # (B, T, D)
+        inner = product(grad, weight, ctx.sizes)  # (B, T, D)
         d_s, d_h = _over_tokens(inner, normed), inner.sum(1)
-        return _norm_backward(inner.mul_(s.unsqueeze(1)), normed, inverse), d_s, d_h, grad.sum(1), None, None
+        return _norm_backward(inner.mul_(s.unsqueeze(1)), normed, inverse), d_s, d_h, grad.sum(1), None, None, None
 
 
 def _attend(qkv: Tensor, heads: int) -> Tensor:
@@ -226,14 +232,17 @@ class _Leave(torch.autograd.Function):
         w1: Tensor,
         w2: Tensor,
         eps: float,
+        sizes: tuple[int, ...],
     ) -> Tensor:
-        projected = (mixed @ w_o.t()).add_(b_o.unsqueeze(1))
+        projected = product(mixed, w_o.t(), sizes).add_(b_o.unsqueeze(1))
         x1 = torch.addcmul(x, projected, g1.unsqueeze(1))
         normed, inverse = _norm(x1, eps)
-        u = (torch.addcmul(h.unsqueeze(1), normed, s.unsqueeze(1)) @ w1.t()).add_(b1.unsqueeze(1))  # (B, T, 4 D)
+        inner = torch.addcmul(h.unsqueeze(1), normed, s.unsqueeze(1))
+        u = product(inner, w1.t(), sizes).add_(b1.unsqueeze(1))  # (B, T, 4 D)
         activated, slope = gelu_and_slope(u)
-        narrowed = (activated @ w2.t()).add_(b2.unsqueeze(1))
+        narrowed = product(activated, w2.t(), sizes).add_(b2.unsqueeze(1))
         ctx.save_for_backward(projected, g1, normed, inverse, s, slope, narrowed, g2, w_o, w1, w2)
+        ctx.sizes = sizes
         return x1.addcmul_(narrowed, g2.unsqueeze(1))
 
     @staticmethod
@@ -241,14 +250,14 @@ class _Leave(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's own manner
         projected, g1, normed, inverse, s, slope, narrowed, g2, w_o, w1, w2 = ctx.saved_tensors
         d_g2, d_b2 = _over_tokens(grad, narrowed), grad.sum(1) * g2
-        inner = ((grad * g2.unsqueeze(1)) @ w2).mul_(slope)  # (B, T, 4 D)
+        inner = product(grad * g2.unsqueeze(1), w2, ctx.sizes).mul_(slope)  # (B, T, 4 D)
         d_b1 = inner.sum(1)
-        inner = inner @ w1  # (B, T, D)
+        inner = product(inner, w1, ctx.sizes)  # (B, T, D)
         d_s, d_h = _over_tokens(inner, normed), inner.sum(1)
         d_x = _norm_backward(inner.mul_(s.unsqueeze(1)), normed, inverse).add_(grad)
         d_g1, d_bo = _over_tokens(d_x, projected), d_x.sum(1) * g1
-        d_mixed = (d_x * g1.unsqueeze(1)) @ w_o
-        return d_mixed, d_x, d_g1, d_bo, d_s, d_h, d_b1, d_b2, d_g2, None, None, None, None
+        d_mixed = product(d_x * g1.unsqueeze(1), w_o, ctx.sizes)
+        return d_mixed, d_x, d_g1, d_bo, d_s, d_h, d_b1, d_b2, d_g2, None, None, None, None, None
 
 
 def _norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -106,6 +106,12 @@ class PixArtBase(Base):
     def _set_table(self, table: Tensor) -> None:
         self.class_table = table  # (1, W): the null prompt
 
+    def share(self, other: Base) -> None:
+        """Its codec, and its prompts with their encoder."""
+        super().share(other)
+        assert isinstance(other, PixArtBase)
+        self._encode, self._numbers, self._prompts = other._encode, other._numbers, other._prompts
+
     @property
     def config(self) -> dict[str, Any]:
         return dict(self.network.transformer.config)
