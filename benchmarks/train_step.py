@@ -29,6 +29,7 @@ from benchmarks import measure
 from benchmarks.bases import SHIPPED, make_base, make_transformer
 from core.diffusion.base import Base
 from core.diffusion.families.dit import DiTBase
+from core.diffusion.products import is_quick_at_bfloat16
 from core.training import checkpoint
 from core.training.data import TrainingData
 from core.training.loop import RowPath, Trainee, advance, numeric_path, start
