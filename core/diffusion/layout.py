@@ -31,11 +31,6 @@ class Entry:
     def size(self) -> int:
         return math.prod(self.shape)
 
-    @property
-    def is_modulation(self) -> bool:
-        """Whether it is the offset of a block's modulation by adaLN: of its map's bias, or of a table of it."""
-        return self.name.endswith(("norm1.linear.bias", "adaln_single.linear.bias", "scale_shift_table"))
-
 
 @dataclass(frozen=True)
 class LayoutOptions:

@@ -173,17 +173,6 @@ def layout_of(base: Base, spec: TrainSpec) -> AdapterLayout:
     return base.layout(spec.layout, spec.gamma_depth, spec.gamma_places)
 
 
-def _rate_shares(layout: AdapterLayout, count: int, modulation: float, device: torch.device) -> Tensor | None:
-    """(N,) what each value of a job's vector trains at of its rate; None where that is all of it."""
-    if modulation == 1.0:
-        return None
-    shares = torch.ones(count, device=device)
-    for entry in layout.entries:
-        if entry.is_modulation:
-            shares[entry.offset : entry.offset + entry.size] = modulation
-    return shares
-
-
 @dataclass(frozen=True)
 class Draw:
     """The chance of one step of one job, on the base's device."""
@@ -228,7 +217,6 @@ class Trainee:
         self.layout = layout_of(base, spec)
         self._starts = base.start_indices(data.classes, state.class_start).to(base.device)
         wanted = self.layout.parameter_count(len(data.classes))
-        self._shares = _rate_shares(self.layout, wanted, spec.modulation_rate, base.device)
         if len(state.vector) != wanted:
             raise Invalid(f"the state has {len(state.vector)} values, the job {wanted}")
 
@@ -284,7 +272,7 @@ class Trainee:
         if norm > spec.clip_norm:
             gradient = gradient * (spec.clip_norm / norm)
         rate = rate_at(step, spec.steps, spec.learning_rate, spec.warmup_steps, spec.rate_decay)
-        adam_step(state.vector, gradient, state.first, state.second, step, rate, self._shares)
+        adam_step(state.vector, gradient, state.first, state.second, step, rate)
         average_step(state.average, state.vector, spec.ema_decay, step)
         state.step = step
         due = step % spec.validation_every == 0 or step == spec.steps

@@ -10,24 +10,11 @@ EPSILON = 1e-8
 
 
 @torch.no_grad()
-def adam_step(
-    vector: Tensor,
-    gradient: Tensor,
-    first: Tensor,
-    second: Tensor,
-    step: int,
-    rate: float,
-    shares: Tensor | None = None,
-) -> None:
-    """One update in place (Kingma & Ba, arXiv 1412.6980, algorithm 1); `step` counts from 1.
-
-    `shares` are what each value trains at of the rate; None is all of it.
-    """
+def adam_step(vector: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: int, rate: float) -> None:
+    """One update in place (Kingma & Ba, arXiv 1412.6980, algorithm 1); `step` counts from 1."""
     first.lerp_(gradient, 1 - BETAS[0])
     second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
     denominator = second.sqrt().div_(math.sqrt(1 - BETAS[1] ** step)).add_(EPSILON)
-    if shares is not None:
-        denominator.div_(shares)
     vector.addcdiv_(first, denominator, value=-rate / (1 - BETAS[0] ** step))
 
 

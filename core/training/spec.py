@@ -52,8 +52,6 @@ class TrainSpec:
     preview_images: int
     preview_steps: int
     devices: int = 1
-    modulation_rate: float = 1.0  # specs from before it was there had one rate for all
-    """Share of the rate that the biases of adaLN's maps train at."""
 
     @property
     def digest(self) -> str:
@@ -133,7 +131,6 @@ def resolve(
         preview_images=ask.whole("preview_images", max(1, min(classes, 4)), 1, 16),
         preview_steps=ask.whole("preview_steps", 15, 1, 100),
         devices=_devices(ask, batch_size, max_devices),
-        modulation_rate=ask.real("modulation_rate", 0.15, 0.0, 10.0),
     )
 
 
@@ -209,8 +206,7 @@ def _seed(seed: object) -> int:
 
 _FIELDS = frozenset(
     (
-        "steps n_epochs batch_size learning_rate learning_rate_multiplier warmup_steps rate_decay modulation_rate "
-        "image_size layout "
+        "steps n_epochs batch_size learning_rate learning_rate_multiplier warmup_steps rate_decay image_size layout "
         "gamma_depth gamma_places class_start ema_decay clip_norm label_dropout flip min_snr_gamma metrics_every "
         "validation_every checkpoint_every preview_every preview_images preview_steps devices"
     ).split()

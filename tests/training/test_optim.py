@@ -34,12 +34,3 @@ def test_a_step_is_torchs_adam():
         optimizer.step()
         adam_step(vector, gradient, first, second, step, 0.01)
     torch.testing.assert_close(vector, parameter.detach())
-
-
-def test_values_train_at_their_share_of_the_rate() -> None:
-    gradient = torch.tensor([0.3, 0.3, 0.3])
-    vector, first, second = (torch.zeros(3) for _ in range(3))
-    shares = torch.tensor([1.0, 0.25, 0.0])
-    for step in range(1, 6):
-        adam_step(vector, gradient, first, second, step, 0.01, shares)
-    torch.testing.assert_close(vector, -0.05 * shares)
