@@ -1,6 +1,7 @@
 """Adapter files on the local disk, by digest: between the object store and the memory of a worker."""
 
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def _write(path: Path, data: bytes) -> None:
     """A full disk must not fail a request: the cache is only a cache."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path.with_suffix(f".{id(data):x}")
+        staged = path.with_suffix(f".{os.getpid()}-{id(data):x}")  # of this process and this write alone
         staged.write_bytes(data)
         staged.replace(path)
     except OSError as error:
