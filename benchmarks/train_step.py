@@ -10,7 +10,8 @@
 Every side trains on the same shapes in float32; `model` times are on latents handed to all, `whole` times add the VAE
 as each uses it: the others encode each batch, ours each image of a dataset of 200 once in the 220 steps that `auto`
 takes for it. Bytes: parameters, gradients, optimizer state, EMA and saved activations, counted; temporaries are not.
-`speedup_default` is the service's own default (bfloat16 on CPUs that are quick at it, docs/decisions/0014).
+`speedup_default` is the service's own default (bfloat16 on CPUs that are quick at it, docs/decisions/0014);
+`speedup_both_bfloat16` has the others' loop under autocast to bfloat16, as `accelerate --mixed_precision bf16` does it.
 """
 
 import argparse
@@ -65,7 +66,7 @@ class _Scaled(nn.Module):
         return self.inner(*args, **kwargs) * self.gamma
 
 
-def ours(base: Base, batch: int, rows: RowPath = "row") -> tuple[Side, Trainee]:
+def ours(base: Base, batch: int, rows: RowPath = "row", compiled: bool = False) -> Side:
     chance = torch.Generator().manual_seed(SEED)
     shape = (IMAGES, 1, base.channels, base.sample_size, base.sample_size)
     every = torch.arange(IMAGES)
@@ -75,7 +76,7 @@ def ours(base: Base, batch: int, rows: RowPath = "row") -> tuple[Side, Trainee]:
     asked = {"steps": 20_000, "batch_size": batch, "validation_every": 20_000}
     spec = resolve(asked, images=IMAGES, classes=CLASSES, base=base.summary, seed=SEED)
     state = start(base, data, spec)
-    trainee = Trainee(base, data, spec, state, numeric_path(base, spec, rows))
+    trainee = Trainee(base, data, spec, state, numeric_path(base, spec, rows, compiled))
     vectors = [state.vector, state.first, state.second, state.average]
     own = 4 * state.vector.nbytes  # vector, gradient and both moments; the EMA is in `vectors`
 
@@ -83,7 +84,7 @@ def ours(base: Base, batch: int, rows: RowPath = "row") -> tuple[Side, Trainee]:
         return measure.nbytes(base.network.parameters()) + own + vectors[-1].nbytes
 
     saved = len(checkpoint.dump(state, spec.digest, data.digest, trainee.path.to_json()))
-    return Side(lambda: advance(base, [trainee]), held, saved), trainee
+    return Side(lambda: advance(base, [trainee]), held, saved)
 
 
 def theirs(kind: str, name: str, base: Base, batch: int) -> Side:
@@ -143,7 +144,7 @@ def peak_bytes(side: Side, parameters: list[Tensor]) -> int:
     return side.held() + saved.bytes
 
 
-def encoding(base: Base, batch: int) -> Callable[[], object]:
+def encoding(base: Base, batch: int, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
     """A batch through the VAE, as a loop that encodes online does it."""
     pixels = torch.rand(batch, 3, base.image_size, base.image_size) * 2 - 1
     vae = base.vae
@@ -151,7 +152,8 @@ def encoding(base: Base, batch: int) -> Callable[[], object]:
 
     @torch.no_grad()
     def encode() -> Tensor:
-        return vae.encode(pixels).latent_dist.sample()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return vae.encode(pixels).latent_dist.sample()
 
     return encode
 
@@ -159,9 +161,7 @@ def encoding(base: Base, batch: int) -> Callable[[], object]:
 def measure_at(name: str, batch: int, repeats: int) -> dict[str, Any]:
     base, half = make_base(name), make_base(name, torch.bfloat16)
     assert isinstance(base, DiTBase)
-    own, _ = ours(base, batch)
-    fused, _ = ours(base, batch, "fused")
-    lean, _ = ours(half, batch)
+    own, lean, fused = ours(base, batch), ours(half, batch), ours(base, batch, "fused")
 
     def plain() -> None:
         with base.network.plain():
@@ -169,20 +169,30 @@ def measure_at(name: str, batch: int, repeats: int) -> dict[str, Any]:
 
     kinds = ("full", "lora-qkv", "lora-all", "names")
     others = {kind: theirs(kind, name, base, batch) for kind in kinds}
+
+    def full_autocast() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            others["full"].step()
+
     sides = {
         "ours": own.step,
         **{kind: side.step for kind, side in others.items()},
         "ours, plain blocks": plain,
         "ours, fused rows": fused.step,
+        "ours, compiled": ours(base, batch, compiled=True).step,
         "ours, bfloat16": lean.step,
+        "ours, bfloat16, compiled": ours(half, batch, compiled=True).step,
+        "full, bfloat16": full_autocast,
         "encoding": encoding(base, batch),
+        "encoding, bfloat16": encoding(base, batch, torch.bfloat16),
     }
     seconds = measure.interleaved(sides, repeats)
-    online = seconds.pop("encoding")
+    online, online_bfloat16 = seconds.pop("encoding"), seconds.pop("encoding, bfloat16")
     once = online / batch * IMAGES / STEPS
     memory = {"ours": peak_bytes(own, list(base.network.parameters()))}
     memory |= {kind: peak_bytes(side, []) for kind, side in others.items() if kind == "full"}
     whole = {side: value + (once if side.startswith("ours") else online) for side, value in seconds.items()}
+    whole["full, bfloat16"] = seconds["full, bfloat16"] + online_bfloat16
     row: dict[str, Any] = {
         "base": name,
         "batch_size": batch,
@@ -196,17 +206,21 @@ def measure_at(name: str, batch: int, repeats: int) -> dict[str, Any]:
         "speedup_vs_lora": min(seconds["lora-qkv"], seconds["lora-all"]) / seconds["ours"],
         "speedup_vs_names": seconds["names"] / seconds["ours"],
         "speedup_bfloat16": whole["full"] / whole["ours, bfloat16"],
+        "speedup_both_bfloat16": whole["full, bfloat16"] / whole["ours, bfloat16"],
         "memory": memory["ours"] / memory["full"],
         "ablation": {
             "without training blocks": whole["ours, plain blocks"] / whole["ours"],
             "without cached latents": (seconds["ours"] + online) / whole["ours"],
             "with fused rows": whole["ours, fused rows"] / whole["ours"],
+            "compiled": whole["ours, compiled"] / whole["ours"],
+            "compiled, bfloat16": whole["ours, bfloat16, compiled"] / whole["ours, bfloat16"],
         },
     }
     shown = ", ".join(f"{side} {value:.3f}" for side, value in seconds.items())
     print(f"{name} batch {batch}: {shown} s; encoding {online:.3f} s")
     print(
         f"   model {row['model_speedup']:.2f}x, whole {row['speedup']:.2f}x, bfloat16 {row['speedup_bfloat16']:.2f}x, "
+        f"both in bfloat16 {row['speedup_both_bfloat16']:.2f}x, "
         f"LoRA {row['speedup_vs_lora']:.2f}x, names {row['speedup_vs_names']:.2f}x, memory {row['memory']:.2f}",
         flush=True,
     )
@@ -235,6 +249,7 @@ def main() -> None:
         "model_speedup_batch32": worst("model_speedup", 32),
         "speedup_default": worst("speedup_bfloat16" if is_quick_at_bfloat16(torch.device("cpu")) else "speedup"),
         "speedup_bfloat16": worst("speedup_bfloat16"),
+        "speedup_both_bfloat16": worst("speedup_both_bfloat16"),
         "speedup_vs_lora": worst("speedup_vs_lora"),
         "speedup_vs_names": worst("speedup_vs_names"),
         "memory_vs_full": worst("memory", largest=True),

@@ -63,6 +63,11 @@ class Settings(BaseSettings):
         description="Type that jobs train in: `auto` is bfloat16 where the device is quick at it, else DIFFFIT_DTYPE. "
         "Where the two differ there is a second copy of the base.",
     )
+    compile: bool = Field(
+        False,
+        description="Have torch compile what lies between the matrix products of a training step; on a CPU it needs a "
+        "C++ compiler.",
+    )
     threads: int = Field(1, ge=1, description="CPU threads of a device worker.")
     max_devices: int = Field(
         1,

@@ -19,6 +19,7 @@ from core.datasets.pack import read_pack
 from core.diffusion.adapter import Adapter
 from core.diffusion.base import Base
 from core.diffusion.families import load_base
+from core.diffusion.families.dit_passes import check_compiler
 from core.diffusion.layout import AdapterLayout
 from core.diffusion.products import is_quick_at_bfloat16
 from core.errors import Unavailable
@@ -63,6 +64,8 @@ class Runtime:
         self._row_bytes: dict[tuple[object, ...], int] = {}
         self._crew: Crew | None = None
         torch.set_num_threads(services.settings.threads)
+        if services.settings.compile:
+            check_compiler(torch.device(_device(services.settings.device)))
 
     def close(self) -> None:
         if self._crew is not None:
@@ -149,7 +152,7 @@ class Runtime:
 
     def numeric_path(self, base: Base, spec: TrainSpec) -> dict[str, Any]:
         """How a job's numbers come about here, by the settings and the threads of the moment."""
-        path = NumericPath.from_json(numeric_path(base, spec))
+        path = NumericPath.from_json(numeric_path(base, spec, compiled=self.services.settings.compile))
         if self.services.settings.packing == "always" and not path.is_steady:
             path = replace(path, packing="shared")
         return path.to_json()

@@ -113,6 +113,11 @@ class Base(ABC):
     def config(self) -> dict[str, Any]:
         """The transformer's configuration."""
 
+    @property
+    def can_compile(self) -> bool:
+        """Whether training has passes that torch can compile."""
+        return False
+
     @abstractmethod
     def forward(
         self,

@@ -19,6 +19,7 @@ class ForwardContext:
     values: Mapping[str, Tensor] | None = None
     conditioning: Tensor | None = None  # (B, D)
     sizes: tuple[int, ...] = ()
+    compiled: bool = False
 
     @contextmanager
     def hold(self, values: Mapping[str, Tensor] | None, conditioning: Tensor | None = None) -> Iterator[None]:
@@ -30,13 +31,17 @@ class ForwardContext:
             self.values, self.conditioning = None, None
 
     @contextmanager
-    def apart(self, sizes: Sequence[int]) -> Iterator[None]:
-        """`sizes` are the rows of each job in the batch, whose bits shall not depend on the other jobs' rows."""
-        self.sizes = tuple(sizes)
+    def training(self, sizes: Sequence[int] = (), compiled: bool = False) -> Iterator[None]:
+        """How a training pass is computed.
+
+        `sizes` are the rows of each job in the batch, whose bits shall not depend on the other jobs' rows. `compiled`
+        has torch compile what lies between the products, where the family can.
+        """
+        self.sizes, self.compiled = tuple(sizes), compiled
         try:
             yield
         finally:
-            self.sizes = ()
+            self.sizes, self.compiled = (), False
 
 
 @dataclass(frozen=True)

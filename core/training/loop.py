@@ -7,7 +7,7 @@ A job's trainable is one vector: θ, then its class rows' differences. A pass ma
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -74,6 +74,7 @@ class NumericPath:
     world: int = 1  # processes that share a step's rows
     packing: Packing = "exact"
     """`exact`: who shares its passes changes no bit of the job, or nobody does; `shared`: it may."""
+    compiled: bool = False  # docs/decisions/0015
 
     @property
     def is_steady(self) -> bool:
@@ -84,7 +85,8 @@ class NumericPath:
         """Whether jobs of these paths may train in one pass."""
         if self.packing == other.packing == "shared" and self.world == 1:
             return replace(self, micro_batch=other.micro_batch) == other
-        return self.is_steady and other.is_steady and self.dtype == other.dtype
+        is_alike = (self.dtype, self.compiled) == (other.dtype, other.compiled)
+        return self.is_steady and other.is_steady and is_alike
 
     def to_json(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -94,15 +96,15 @@ class NumericPath:
         return cls(**data)
 
 
-def numeric_path(base: Base, spec: TrainSpec, rows: RowPath = "row") -> dict[str, Any]:
-    """The path of a job on this machine, for the job's record."""
+def numeric_path(base: Base, spec: TrainSpec, rows: RowPath = "row", compiled: bool = False) -> dict[str, Any]:
+    """The path of a job on this machine, for the job's record; `compiled` where the base can."""
     device = base.device.type
     if device == "cuda":
         device = torch.cuda.get_device_name(base.device)
     dtype = str(base.dtype).removeprefix("torch.")
     threads, micro_batch = torch.get_num_threads(), math.ceil(spec.batch_size / spec.devices)
     path = NumericPath(torch.__version__, device, threads, dtype, rows, micro_batch, world=spec.devices)
-    return path.to_json()
+    return replace(path, compiled=compiled and base.can_compile).to_json()
 
 
 def start(base: Base, data: TrainingData, spec: TrainSpec) -> TrainState:
@@ -333,7 +335,7 @@ def advance(base: Base, trainees: Sequence[Trainee]) -> list[Progress | Diverged
     gammas = _min_snr_gammas(trainees)
     by_row = torch.zeros(len(t), device=base.device)
     for part in _parts(trainees, base.device):
-        with torch.enable_grad(), _apart(base, trainees, slots[part]):
+        with torch.enable_grad(), _computed(base, trainees, slots[part]):
             theta, c_rows = _gather(trainees, leaves, draws, slots, part)
             x_t = base.schedule.add_noise(x0[part], eps[part], t[part])
             out = base.forward(x_t, base.schedule.times[t[part]], theta, c_rows, layout).float()
@@ -354,11 +356,12 @@ def advance(base: Base, trainees: Sequence[Trainee]) -> list[Progress | Diverged
     return results
 
 
-def _apart(base: Base, trainees: Sequence[Trainee], slots: Tensor) -> AbstractContextManager[None]:
-    """Keeps the bits of the jobs whose rows these are from depending on each other, where that is promised."""
-    if trainees[0].path.packing == "shared" or len(trainees) == 1:
-        return nullcontext()
-    return base.context.apart(slots.unique_consecutive(return_counts=True)[1].tolist())
+def _computed(base: Base, trainees: Sequence[Trainee], slots: Tensor) -> AbstractContextManager[None]:
+    """As the jobs' path says; their bits do not depend on each other where that is promised."""
+    path = trainees[0].path
+    if path.packing == "shared" or len(trainees) == 1:
+        return base.context.training(compiled=path.compiled)
+    return base.context.training(slots.unique_consecutive(return_counts=True)[1].tolist(), path.compiled)
 
 
 def _parts(trainees: Sequence[Trainee], device: torch.device) -> list[Tensor]:

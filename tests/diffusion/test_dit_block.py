@@ -11,8 +11,9 @@ from torch import Tensor
 
 from core.diffusion.families import load_base
 from core.diffusion.families.dit import DiTBase
-from core.diffusion.families.dit_block import gelu_, gelu_and_slope
+from core.diffusion.families.dit_passes import check_compiler, gelu_, gelu_and_slope
 from core.diffusion.layout import AdapterLayout, GammaDepth
+from core.errors import Unavailable
 from tests.diffusion.tiny import make_pipeline
 
 ALL_PLACES = ("attention", "mlp", "qkv", "projection")
@@ -78,6 +79,32 @@ def test_a_base_in_bfloat16_has_the_gradient_within_its_precision(tmp_path: Path
     vector = 0.05 * torch.randn(layout.size, generator=torch.Generator().manual_seed(0))
     (_, gradient), (_, plain) = both(base, layout, vector)
     assert float((gradient - plain).norm() / plain.norm()) < 0.05
+
+
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_compiled_passes_have_the_same_gradient(tmp_path: Path, dtype: torch.dtype, within: float, rows: int) -> None:
+    base = make_base(tmp_path, dtype)
+    layout = base.layout("difffit", "all", ALL_PLACES)
+    vector = 0.1 * torch.randn(layout.size, generator=torch.Generator().manual_seed(0))
+    out, gradient = gradients(base, layout, vector, rows)
+    with base.context.training(compiled=True):
+        compiled_out, compiled_gradient = gradients(base, layout, vector, rows)
+    assert not torch.equal(gradient, compiled_gradient)  # the control: it was another path
+    assert float((compiled_out - out).norm() / out.norm()) < within
+    assert float((compiled_gradient - gradient).norm() / gradient.norm()) < within
+    assert not base.context.compiled
+
+
+def test_a_machine_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_compiler(torch.device("cpu"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", lambda function: refuse)
+    with pytest.raises(Unavailable, match=r"DIFFFIT_COMPILE=true.*g\+\+"):
+        check_compiler(torch.device("cpu"))
 
 
 def test_blocks_with_norms_of_their_own_keep_to_autograd(tmp_path: Path) -> None:

@@ -207,9 +207,14 @@ def test_options_change_the_result(base: Base, options: dict[str, Any]):
     assert len(vectors[0]) != len(vectors[1]) or not torch.equal(*vectors)
 
 
-def co_train(base: Base, jobs: list[tuple[TrainingData, TrainSpec]], steps: int) -> list[TrainState | None]:
+def co_train(
+    base: Base, jobs: list[tuple[TrainingData, TrainSpec]], steps: int, compiled: bool = False
+) -> list[TrainState | None]:
     """All jobs in one pass a step; a job that diverges leaves."""
-    trainees = [Trainee(base, data, spec, start(base, data, spec)) for data, spec in jobs]
+    trainees = [
+        Trainee(base, data, spec, start(base, data, spec), numeric_path(base, spec, compiled=compiled))
+        for data, spec in jobs
+    ]
     ended: dict[int, TrainState | None] = {}
     active = dict(enumerate(trainees))
     for _ in range(steps):
@@ -235,16 +240,27 @@ def test_a_job_is_bit_equal_whoever_shares_its_passes(latent_folder: Path, dtype
         assert torch.equal(state.vector, run(base, own, spec).vector)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_so_it_is_on_the_shipped_base_for_jobs_of_one_row_and_of_many(dtype: torch.dtype):
+def test_so_it_is_on_the_shipped_base_for_jobs_of_one_row_and_of_many(dtype: torch.dtype, compiled: bool):
     """Its feed-forward's products are of those whose kernel, in bfloat16, follows the number of rows."""
     base = load_base(PACKAGED_BASE, dtype=dtype)
     data = make_data(base)
     jobs = [(data, make_spec(base, batch_size=rows, seed=rows)) for rows in (1, 2, 5, 8)]
-    for state, (own, spec) in zip(co_train(base, jobs, 3), jobs, strict=True):
+    for state, (own, spec) in zip(co_train(base, jobs, 3, compiled), jobs, strict=True):
         assert state is not None
-        [*_, alone] = islice(fit(base, own, spec), 3)
+        [*_, alone] = islice(fit(base, own, spec, path=numeric_path(base, spec, compiled=compiled)), 3)
         assert torch.equal(state.vector, alone.state.vector)
+
+
+def test_jobs_that_are_compiled_and_jobs_that_are_not_do_not_share_a_pass(base: Base, data: TrainingData):
+    spec = make_spec(base)
+    first, second, third = (
+        Trainee(base, data, spec, start(base, data, spec), numeric_path(base, spec, compiled=compiled))
+        for compiled in (True, True, False)
+    )
+    assert first.may_share(second)
+    assert not first.may_share(third)
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(base: Base, data: TrainingData):

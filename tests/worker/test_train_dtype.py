@@ -56,6 +56,22 @@ def test_a_job_goes_on_in_the_type_that_it_began_in(shop: Shop, first: str, then
     assert shop.adapters(killed)[0].sha256 == shop.adapters(whole)[0].sha256
 
 
+def test_a_compiled_job_goes_on_compiled(shop: Shop) -> None:
+    shop.services.settings.compile = True
+    whole = shop.job()
+    shop.pump()
+    killed = shop.job()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFFIT_COMPILE", "true")
+        assert shop.pump_elsewhere("after_step:9:kill") == -9
+    shop.lose_leases()
+    shop.services.settings.compile = False
+    shop.pump()
+    for job in (whole, killed):
+        assert (shop.get_job(job).numeric_path or {})["compiled"] is True
+    assert shop.adapters(killed)[0].sha256 == shop.adapters(whole)[0].sha256
+
+
 def test_a_cpu_that_multiplies_bfloat16_itself_is_quick_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for is_there in (True, False):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda there=is_there: {"avx512_bf16": there})

@@ -16,6 +16,7 @@ from core.diffusion.base import Base
 from core.diffusion.catalog import BaseSummary, base_summary
 from core.diffusion.families.adapting import adapt, load_model, load_schedule, load_vae
 from core.diffusion.families.dit_block import TrainingBlock
+from core.diffusion.families.dit_passes import EAGER, compiled
 from core.diffusion.layout import AdapterLayout
 from core.diffusion.places import ForwardContext
 from core.diffusion.schedule import Schedule
@@ -95,9 +96,10 @@ class DiTNetwork(nn.Module):
     def _train(self, x: Tensor, conditioning: Tensor, values: dict[str, Tensor]) -> Tensor:
         """diffusers' forward with blocks whose backward is cheaper; equal to it within rounding."""
         transformer: Any = self.transformer
-        hidden = transformer.pos_embed(x)  # (B, T, H)
+        hidden = transformer.pos_embed(x).contiguous()  # (B, T, H); what follows keeps its order in memory
+        passes = compiled() if self._context.compiled else EAGER
         for block in self._training_blocks:
-            hidden = block(hidden, conditioning, values)
+            hidden = block(hidden, conditioning, values, passes)
         return self._leave(x, hidden, conditioning)
 
     def _leave(self, x: Tensor, hidden: Tensor, conditioning: Tensor) -> Tensor:
@@ -122,6 +124,10 @@ class DiTBase(Base):
     @property
     def config(self) -> dict[str, Any]:
         return dict(self.network.transformer.config)
+
+    @property
+    def can_compile(self) -> bool:
+        return self.network.is_quick
 
     def forward(
         self,

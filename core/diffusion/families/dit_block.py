@@ -6,7 +6,6 @@ which costs nothing. Where nothing is recorded the same algebra runs in place: m
 cost. Equal to the plain block within float32's rounding (tests/diffusion/test_dit_block.py).
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,14 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from core.diffusion.families.dit_passes import Passes, gelu_
 from core.diffusion.places import AdaptedAffine
 from core.diffusion.products import product
 
-_CHUNK = 1 << 16
-"""Values that go through GELU at a time on a CPU: its temporaries then stay in the second-level cache."""
 _FEW_TOKENS = 128
-_GELU = 2 * math.sqrt(2 / math.pi)
-_CUBE = 0.044715
 
 
 class TrainingBlock:
@@ -55,12 +51,13 @@ class TrainingBlock:
             and attention.rescale_output_factor == 1.0
         )
 
-    def __call__(self, x: Tensor, conditioning: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+    def __call__(self, x: Tensor, conditioning: Tensor, values: Mapping[str, Tensor], passes: Passes) -> Tensor:
         """x (B, T, D) and SiLU of the conditioning (B, D) to (B, T, D)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(conditioning).chunk(6, dim=1)  # (B, D) each
         offset = torch.cat([_offset(place, values, x) for place in self._qkv], dim=1)  # (B, 3 D)
         sizes = self._projection.sizes
-        qkv = _Enter.apply(x, 1 + scale1, shift1, offset, self._qkv_weight, self._eps[0], sizes)  # (B, T, 3 D)
+        # (B, T, 3 D)
+        qkv = _Enter.apply(x, 1 + scale1, shift1, offset, self._qkv_weight, self._eps[0], sizes, passes)
         assert isinstance(qkv, Tensor)
         if any(_scale(place, values) is not None for place in self._qkv):
             qkv = qkv * torch.cat([_wide_scale(place, values, x) for place in self._qkv], dim=1).unsqueeze(1)
@@ -80,6 +77,7 @@ class TrainingBlock:
             self._narrow.inner.weight,
             self._eps[1],
             sizes,
+            passes,
         )
         assert isinstance(y, Tensor)
         return y
@@ -148,21 +146,28 @@ class _Enter(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, s: Tensor, h: Tensor, b: Tensor, weight: Tensor, eps: float, sizes: tuple[int, ...]
+        ctx: Any,
+        x: Tensor,
+        s: Tensor,
+        h: Tensor,
+        b: Tensor,
+        weight: Tensor,
+        eps: float,
+        sizes: tuple[int, ...],
+        passes: Passes,
     ) -> Tensor:
-        normed, inverse = _norm(x, eps)
-        y = product(torch.addcmul(h.unsqueeze(1), normed, s.unsqueeze(1)), weight.t(), sizes)  # (B, T, 3 D)
+        inner, normed, inverse = passes.modulate(x, s, h, eps)
         ctx.save_for_backward(normed, inverse, s, weight)
-        ctx.sizes = sizes
-        return y.add_(b.unsqueeze(1))
+        ctx.sizes, ctx.passes = sizes, passes
+        return product(inner, weight.t(), sizes).add_(b.unsqueeze(1))  # (B, T, 3 D)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's own manner
         normed, inverse, s, weight = ctx.saved_tensors
         inner = product(grad, weight, ctx.sizes)  # (B, T, D)
-        d_s, d_h = _over_tokens(inner, normed), inner.sum(1)
-        return _norm_backward(inner.mul_(s.unsqueeze(1)), normed, inverse), d_s, d_h, grad.sum(1), None, None, None
+        d_x, d_s, d_h = ctx.passes.modulate_backward(inner, normed, inverse, s)
+        return d_x, d_s, d_h, grad.sum(1), None, None, None, None
 
 
 def _attend(qkv: Tensor, heads: int) -> Tensor:
@@ -233,90 +238,24 @@ class _Leave(torch.autograd.Function):
         w2: Tensor,
         eps: float,
         sizes: tuple[int, ...],
+        passes: Passes,
     ) -> Tensor:
-        projected = product(mixed, w_o.t(), sizes).add_(b_o.unsqueeze(1))
-        x1 = torch.addcmul(x, projected, g1.unsqueeze(1))
-        normed, inverse = _norm(x1, eps)
-        inner = torch.addcmul(h.unsqueeze(1), normed, s.unsqueeze(1))
-        u = product(inner, w1.t(), sizes).add_(b1.unsqueeze(1))  # (B, T, 4 D)
-        activated, slope = gelu_and_slope(u)
-        narrowed = product(activated, w2.t(), sizes).add_(b2.unsqueeze(1))
+        projected = product(mixed, w_o.t(), sizes)
+        projected, x1, inner, normed, inverse = passes.between(projected, b_o, x, g1, s, h, eps)
+        activated, slope = passes.activate(product(inner, w1.t(), sizes), b1)  # (B, T, 4 D) each
+        narrowed, y = passes.leave(product(activated, w2.t(), sizes), b2, x1, g2)
         ctx.save_for_backward(projected, g1, normed, inverse, s, slope, narrowed, g2, w_o, w1, w2)
-        ctx.sizes = sizes
-        return x1.addcmul_(narrowed, g2.unsqueeze(1))
+        ctx.sizes, ctx.passes = sizes, passes
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's own manner
         projected, g1, normed, inverse, s, slope, narrowed, g2, w_o, w1, w2 = ctx.saved_tensors
-        d_g2, d_b2 = _over_tokens(grad, narrowed), grad.sum(1) * g2
-        inner = product(grad * g2.unsqueeze(1), w2, ctx.sizes).mul_(slope)  # (B, T, 4 D)
-        d_b1 = inner.sum(1)
+        passes: Passes = ctx.passes
+        inner, d_g2, d_b2 = passes.leave_backward(grad, narrowed, g2)
+        inner, d_b1 = passes.activate_backward(product(inner, w2, ctx.sizes), slope)  # (B, T, 4 D)
         inner = product(inner, w1, ctx.sizes)  # (B, T, D)
-        d_s, d_h = _over_tokens(inner, normed), inner.sum(1)
-        d_x = _norm_backward(inner.mul_(s.unsqueeze(1)), normed, inverse).add_(grad)
-        d_g1, d_bo = _over_tokens(d_x, projected), d_x.sum(1) * g1
-        d_mixed = product(d_x * g1.unsqueeze(1), w_o, ctx.sizes)
-        return d_mixed, d_x, d_g1, d_bo, d_s, d_h, d_b1, d_b2, d_g2, None, None, None, None, None
-
-
-def _norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Layer norm without weights, and the inverse deviations (B, T, 1)."""
-    normed, _, inverse = torch.native_layer_norm(x, (x.shape[-1],), None, None, eps)
-    return normed, inverse
-
-
-def _norm_backward(grad: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
-    """Gradient at the norm's input, from its output: that of a norm at mean 0 and deviation 1, by the deviation."""
-    inner = torch.ops.aten.native_layer_norm_backward(
-        grad,
-        normed,
-        (normed.shape[-1],),
-        torch.zeros_like(inverse),
-        torch.ones_like(inverse),
-        None,
-        None,
-        (True, False, False),
-    )[0]
-    return inner.mul_(inverse)
-
-
-def _over_tokens(a: Tensor, b: Tensor) -> Tensor:
-    """Σ_t a b: (B, T, D) twice to (B, D)."""
-    return (a * b).sum(1)
-
-
-def gelu_and_slope(u: Tensor) -> tuple[Tensor, Tensor]:
-    """GELU (tanh) and its derivative, of the shape and type of u.
-
-    With σ = sigmoid(k (u + c u³)), k = 2 √(2/π), c = 0.044715: gelu = u σ, gelu' = σ + gelu (1 - σ) k (1 + 3 c u²).
-    Torch's two kernels take twice the time of this on a CPU (docs/log.md).
-    """
-    activated, slope = torch.empty_like(u), torch.empty_like(u)
-    k = torch.tensor(_GELU, device=u.device)
-    scratch = torch.empty(3, min(u.numel(), _CHUNK) if u.device.type == "cpu" else u.numel(), device=u.device)
-    for piece, y, d in zip(*(x.view(-1).split(scratch.shape[1]) for x in (u, activated, slope)), strict=True):
-        share, value, square = scratch[:, : len(piece)]
-        if u.dtype == torch.float32:
-            value, square = y, d  # no copies at the end
-        x = piece.float()
-        torch.mul(x, x, out=square)
-        torch.add(k, square, alpha=_GELU * _CUBE, out=share).mul_(x).sigmoid_()
-        torch.mul(x, share, out=value)
-        torch.add(k, square, alpha=3 * _GELU * _CUBE, out=square).mul_(value)
-        square.addcmul_(square, share, value=-1).add_(share)
-        if u.dtype != torch.float32:
-            y.copy_(value)
-            d.copy_(square)
-    return activated, slope
-
-
-def gelu_(u: Tensor) -> Tensor:
-    """GELU (tanh) over u itself, as in `gelu_and_slope`."""
-    if u.device.type != "cpu":
-        return u.copy_(F.gelu(u, approximate="tanh"))
-    for piece in u.view(-1).split(_CHUNK):
-        x = piece.float()
-        share = (x * x).mul_(_GELU * _CUBE).add_(_GELU).mul_(x).sigmoid_()
-        piece.copy_(share.mul_(x)) if piece.dtype != torch.float32 else torch.mul(share, x, out=piece)
-    return u
+        d_x, inner, d_g1, d_bo, d_s, d_h = passes.between_backward(inner, normed, inverse, s, grad, projected, g1)
+        d_mixed = product(inner, w_o, ctx.sizes)
+        return d_mixed, d_x, d_g1, d_bo, d_s, d_h, d_b1, d_b2, d_g2, None, None, None, None, None, None
