@@ -1,7 +1,8 @@
 """`python -m benchmarks.adaptation`: 200 pictures of a new domain, `auto` hyperparameters, previews as time goes by.
 
 A strip for each domain under `benchmarks/results/adaptation/`: a row for each moment, the base's own pictures first,
-the domain's own last. Seconds are those of encoding and training, without the previews.
+the domain's own last. Trained in the service's own type (docs/decisions/0014); seconds are those of encoding and
+training, without the previews.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from benchmarks.drawing import draw
 from benchmarks.methods import Asked, Predict, adapt, null_of, training_data
 from benchmarks.table import MAIN
 from core.diffusion.families import load_base
+from core.diffusion.products import is_quick_at_bfloat16
 
 PICTURES = 200
 COLUMNS = 12
@@ -28,7 +30,8 @@ SEED = 1
 
 def strip(name: str, folder: Path) -> tuple[np.ndarray, list[float]]:
     """(rows, COLUMNS, s, s, 3) uint8, and the seconds of all rows but the last."""
-    base = load_base(folder)
+    dtype = torch.bfloat16 if is_quick_at_bfloat16(torch.device("cpu")) else torch.float32
+    base = load_base(folder, dtype=dtype)
     domain = domains.load(name)
     labels = np.resize(np.arange(len(domain.classes)), COLUMNS)
     null = null_of(base)
