@@ -23,6 +23,7 @@ from core.diffusion.catalog import fingerprint
 from core.diffusion.guidance import Guidance
 
 VERSION = 1  # of what a cell does: raise it and every kept cell is stale
+AUTO_VERSION = 2  # of what `auto` chooses: raise it and every kept cell without a rate of its own is
 RESULTS = Path(__file__).parent / "results" / "table"
 SHEETS = Path(__file__).parent / ".work" / "sheets"
 BASE = Path(__file__).parent.parent / "models" / "emoji-dit-64"
@@ -45,7 +46,8 @@ class Cell:
     watch: tuple[int, ...] = ()
 
     def name(self, base_fingerprint: str, domain_digest: str) -> str:
-        body = json.dumps([VERSION, base_fingerprint, domain_digest, asdict(self)], sort_keys=True)
+        version = [VERSION] if self.learning_rate is not None or self.method == "base" else [VERSION, AUTO_VERSION]
+        body = json.dumps([*version, base_fingerprint, domain_digest, asdict(self)], sort_keys=True)
         rate = "auto" if self.learning_rate is None else f"{self.learning_rate:g}"
         short = hashlib.sha256(body.encode()).hexdigest()[:10]
         return f"{self.domain}-{self.method}-{rate}-s{self.seed}-n{self.train_images}-{short}"

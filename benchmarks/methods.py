@@ -61,7 +61,7 @@ class Adapted:
 
 @dataclass(frozen=True)
 class Asked:
-    """How to train. None is the service's `auto`; a rate that is given stays constant, as in the paper."""
+    """How to train. None is the service's `auto`; a given rate is constant and its times uniform, as in the paper."""
 
     method: str
     steps: int | None
@@ -80,7 +80,7 @@ def spec_of(asked: Asked, summary: BaseSummary, pictures: int, classes: int) -> 
     if asked.steps is not None:
         given["steps"] = asked.steps
     if asked.learning_rate is not None:
-        given |= {"learning_rate": asked.learning_rate, "rate_decay": 0.0}
+        given |= {"learning_rate": asked.learning_rate, "rate_decay": 0.0, "time_shift": 1.0}
     return resolve(given, images=pictures, classes=classes, base=summary, seed=asked.seed)
 
 

@@ -232,7 +232,11 @@ class Trainee:
         return is_alike and self.path.may_share(other.path)
 
     def draw(self) -> Draw:
-        """Images, posterior noise, times (one in each B-th of the schedule), ε and dropped labels of the next step."""
+        """Images, posterior noise, times, ε and dropped labels of the next step.
+
+        One time from each B-th of the schedule, u in [0, 1), then shifted to s u / (1 + (s - 1) u) (Esser et al., arXiv
+        2403.03206, equation 23).
+        """
         spec, data, size = self.spec, self.data, self.spec.batch_size
         chance = generator(spec.seed, "step", self.state.step)
         chosen = batch_indices(data, spec.seed, self.state.step, size)
@@ -242,7 +246,8 @@ class Trainee:
         mean = data.mean[chosen, view]
         x0 = mean + data.deviation[chosen, view] * torch.randn(mean.shape, generator=chance)
         eps = torch.randn(mean.shape, generator=chance)
-        t = ((torch.arange(size) + torch.rand(size, generator=chance)) / size * len(self.base.schedule)).long()
+        u = (torch.arange(size) + torch.rand(size, generator=chance)) / size
+        t = (spec.time_shift * u / (1 + (spec.time_shift - 1) * u) * len(self.base.schedule)).long()
         dropped = torch.rand(size, generator=chance) < spec.label_dropout
         labels = torch.where(dropped, len(data.classes), data.labels[chosen])
         device = self.base.device

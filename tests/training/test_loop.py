@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from core.adapters import format as adapter_format
 from core.diffusion.base import Base
@@ -199,7 +200,8 @@ def test_validation_is_comparable_over_steps(base: Base, data: TrainingData):
 
 
 @pytest.mark.parametrize(
-    "options", [{"flip": True}, {"min_snr_gamma": 5.0}, {"layout": "bitfit"}, {"class_start": "best"}]
+    "options",
+    [{"flip": True}, {"min_snr_gamma": 5.0}, {"time_shift": 2.0}, {"layout": "bitfit"}, {"class_start": "best"}],
 )
 def test_options_change_the_result(base: Base, options: dict[str, Any]):
     specs = make_spec(base), make_spec(base, **options)
@@ -261,6 +263,17 @@ def test_jobs_that_are_compiled_and_jobs_that_are_not_do_not_share_a_pass(base: 
     )
     assert first.may_share(second)
     assert not first.may_share(third)
+
+
+def test_a_shift_draws_noisy_times_more_often(base: Base, data: TrainingData):
+    def times(shift: float) -> Tensor:
+        spec = make_spec(base, batch_size=100, time_shift=shift)
+        return Trainee(base, data, spec, start(base, data, spec)).draw().t / len(base.schedule)
+
+    uniform, shifted = times(1.0), times(3.0)
+    assert float(uniform.mean()) == pytest.approx(0.5, abs=0.01)
+    assert float((shifted > 0.5).double().mean()) == pytest.approx(0.75, abs=0.02)  # u > 1/4
+    torch.testing.assert_close(shifted, 3 * uniform / (1 + 2 * uniform), rtol=0, atol=3 / len(base.schedule))
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(base: Base, data: TrainingData):

@@ -33,6 +33,13 @@ def test_the_rate_is_ten_times_the_bases_own(base: Base):
         assert resolve(asked, images=9, classes=1, base=summary, seed=0).learning_rate == pytest.approx(rate)
 
 
+def test_times_are_shifted_but_for_bases_that_predict_noise(base: Base):
+    for prediction, shift in (("v_prediction", 3.0), ("flow", 3.0), ("epsilon", 1.0)):
+        summary = replace(base.summary, prediction=prediction)
+        assert resolve({}, images=9, classes=1, base=summary, seed=0).time_shift == shift
+        assert resolve({"time_shift": 2}, images=9, classes=1, base=summary, seed=0).time_shift == 2.0
+
+
 @pytest.mark.parametrize("images", [2, 50, 500, 5000])
 def test_auto_stays_within_bounds_for_any_dataset(base: Base, images: int):
     spec = ask(base, images=images)
@@ -83,6 +90,7 @@ def test_an_explicit_null_switches_previews_off(base: Base):
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"class_start": "worst"}, "class_start"),
         ({"class_start": ["mean"]}, "class_start"),
+        ({"time_shift": 0}, "time_shift"),
         ({"rank": 8}, "rank"),
     ],
     ids=str,
