@@ -255,6 +255,16 @@ def test_so_it_is_on_the_shipped_base_for_jobs_of_one_row_and_of_many(dtype: tor
         assert torch.equal(state.vector, alone.state.vector)
 
 
+def test_a_compiled_job_of_as_many_rows_as_tokens_has_its_bits_in_company(base: Base, data: TrainingData):
+    """torch would take two sizes that happen to be equal for one, and compile another function for them."""
+    rows = (base.sample_size // base.config["patch_size"]) ** 2
+    jobs = [(data, make_spec(base, batch_size=size, seed=size)) for size in (rows, 3)]
+    for state, (own, spec) in zip(co_train(base, jobs, 2, compiled=True), jobs, strict=True):
+        assert state is not None
+        [*_, alone] = islice(fit(base, own, spec, path=numeric_path(base, spec, compiled=True)), 2)
+        assert torch.equal(state.vector, alone.state.vector)
+
+
 def test_jobs_that_are_compiled_and_jobs_that_are_not_do_not_share_a_pass(base: Base, data: TrainingData):
     spec = make_spec(base)
     first, second, third = (

@@ -17,6 +17,8 @@ from core.errors import Unavailable
 
 _CHUNK = 1 << 16
 """Values that go through GELU at a time on a CPU: its temporaries then stay in the second-level cache."""
+_COMPILED_FORMS = 64
+"""Of one function: by type, and by how its vectors lie in memory."""
 _GELU = 2 * math.sqrt(2 / math.pi)
 _CUBE = 0.044715
 
@@ -94,6 +96,11 @@ EAGER = Passes(
 @functools.cache
 def compiled() -> Passes:
     """The same by torch.compile, for any number of rows; each is compiled at its first call, some seconds."""
+    from torch._dynamo import config as dynamo_config  # noqa: PLC0415  # a second, for who compiles
+    from torch.fx.experimental import _config as fx_config  # noqa: PLC0415
+
+    fx_config.use_duck_shape = False  # or 16 rows of 16 tokens would be another function than 8 rows of 16
+    dynamo_config.recompile_limit = _COMPILED_FORMS  # of which each base, type and layout needs its own
     plain = EAGER._replace(activate=_activate_at_once)
     return Passes(*(_for_any_rows(torch.compile(function, dynamic=True, fullgraph=True)) for function in plain))
 
