@@ -8,8 +8,8 @@
 | names | (c) DiffFit by names (`bias`, `norm`, `gamma`, class embedder) on diffusers' model, EMA over all weights |
 
 Every side trains on the same shapes in float32; `model` times are on latents handed to all, `whole` times add the VAE
-as each uses it: the others encode each batch, ours each image of a dataset of 200 once in the 220 steps that `auto`
-takes for it. Bytes: parameters, gradients, optimizer state, EMA and saved activations, counted; temporaries are not.
+as each uses it: the others encode each batch, ours each image of a dataset of 200 once in 220 steps, half of what
+`auto` takes. Bytes: parameters, gradients, optimizer state, EMA and saved activations, counted; temporaries are not.
 `speedup_default` is the service's own default (bfloat16 on CPUs that are quick at it, docs/decisions/0014);
 `speedup_both_bfloat16` has the others' loop under autocast to bfloat16, as `accelerate --mixed_precision bf16` does it.
 """
@@ -37,7 +37,7 @@ from core.training.loop import RowPath, Trainee, advance, numeric_path, start
 from core.training.spec import resolve
 
 SEED = 0
-IMAGES, STEPS = 200, 220  # a small dataset, and what `auto` takes for it
+IMAGES, STEPS = 200, 220  # a small dataset, and half the steps that `auto` takes for it
 CLASSES = 4
 QUICK = ((SHIPPED, 8), (SHIPPED, 32), ("S/2", 8))
 EVERY = (*QUICK, ("S/2", 32), ("B/2", 8), ("B/2", 32))

@@ -103,8 +103,17 @@ def numeric_path(base: Base, spec: TrainSpec, rows: RowPath = "row", compiled: b
         device = torch.cuda.get_device_name(base.device)
     dtype = str(base.dtype).removeprefix("torch.")
     threads, micro_batch = torch.get_num_threads(), math.ceil(spec.batch_size / spec.devices)
-    path = NumericPath(torch.__version__, device, threads, dtype, rows, micro_batch, world=spec.devices)
-    return replace(path, compiled=compiled and base.can_compile).to_json()
+    path = NumericPath(
+        torch.__version__,
+        device,
+        threads,
+        dtype,
+        rows,
+        micro_batch,
+        world=spec.devices,
+        compiled=compiled and base.can_compile,
+    )
+    return path.to_json()
 
 
 def start(base: Base, data: TrainingData, spec: TrainSpec) -> TrainState:
