@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from core.clock import utc_now
 from core.db.session import Database, now
-from core.jobs import service as jobs
+from core.jobs import upkeep
 from core.models import Adapter, Checkpoint, Dataset, Evaluation, IdempotencyKey, Preview, Sample
 from core.samples import service as samples
 from core.storage.base import ObjectStore
@@ -26,7 +26,7 @@ def sweep(database: Database, store: ObjectStore, keep: timedelta, keep_checkpoi
 
 def _forget(session: Session, keep: timedelta, keep_checkpoints: int) -> list[str]:
     keys: list[str] = []
-    for checkpoint in jobs.old_checkpoints(session, keep_checkpoints):
+    for checkpoint in upkeep.old_checkpoints(session, keep_checkpoints):
         keys.append(checkpoint.object_key)
         session.delete(checkpoint)
     for sample in samples.list_expired(session, keep):
@@ -60,7 +60,7 @@ def _named(session: Session) -> set[str]:
         select(Adapter.object_key).where(Adapter.deleted_at.is_(None)),
         select(Evaluation.partial_key).where(Evaluation.partial_key.is_not(None)),
     )
-    named = {key for query in columns for key in session.scalars(query) if key} | jobs.start_keys(session)
+    named = {key for query in columns for key in session.scalars(query) if key} | upkeep.start_keys(session)
     for images in session.scalars(select(Sample.images).where(Sample.images.is_not(None))):
         named |= {image["key"] for image in images or []}
     return named

@@ -232,6 +232,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=Recipe.rate)
     parser.add_argument("--muon-rate", type=float, default=Recipe.muon_rate)
     parser.add_argument("--no-muon", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="torch.compile each block: half a minute at the start")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--state", type=Path, default=STATE)
     parser.add_argument("--vae", type=Path, default=None, help="default: the shipped one, or .work/vae before that")
@@ -240,6 +241,9 @@ def main() -> None:
     recipe = Recipe(batch=args.batch, rate=args.rate, muon_rate=args.muon_rate, muon=not args.no_muon)
     torch.manual_seed(args.seed)
     run = resume(recipe, args.state)
+    if args.compile:
+        for block in run.dit.transformer_blocks:
+            block.compile(dynamic=False)
     torch.manual_seed(args.seed + run.step)  # a resumed run must not see the same draws again
     shipped = MODEL / "vae"
     vae_folder = args.vae or (shipped if shipped.is_dir() else WORK / "vae")

@@ -14,8 +14,9 @@ from core.bases import Catalog
 from core.datasets import service as datasets
 from core.db.session import now
 from core.diffusion.catalog import BaseSummary
+from core.jobs import attempts
 from core.jobs import service as jobs
-from core.jobs.service import Plan
+from core.jobs.attempts import Plan
 from core.models import Adapter, Dataset, Job, Sample, Tenant
 from core.samples import service as samples
 from core.samples.spec import SampleSpec
@@ -107,17 +108,17 @@ def make_job(session: Session, tenant: Tenant, catalog: Catalog, dataset: Datase
 
 
 def claim_job(session: Session, catalog: Catalog, worker: str = WORKER) -> Plan:
-    plan = jobs.claim(session, worker, LEASE, catalog)
+    plan = attempts.claim(session, worker, LEASE, catalog)
     assert plan is not None
     return plan
 
 
-def report_step(session: Session, plan: Plan, step: int, seconds: float = 1.0) -> jobs.Standing:
-    return jobs.report(session, plan, step=step, progress={"step": step, "steps": 10}, device_seconds=seconds)
+def report_step(session: Session, plan: Plan, step: int, seconds: float = 1.0) -> attempts.Standing:
+    return attempts.report(session, plan, step=step, progress={"step": step, "steps": 10}, device_seconds=seconds)
 
 
 def make_checkpoint(session: Session, plan: Plan, step: int, key: str = "key") -> bool:
-    return jobs.add_checkpoint(session, plan, step=step, key=key, sha256="2" * 64, size=5, metrics={})
+    return attempts.add_checkpoint(session, plan, step=step, key=key, sha256="2" * 64, size=5, metrics={})
 
 
 def adapter_for(plan: Plan, name: str = "") -> Adapter:

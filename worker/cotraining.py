@@ -7,7 +7,7 @@ import structlog
 import torch
 from sqlalchemy.orm import Session
 
-from core.jobs import service as jobs
+from core.jobs import attempts
 from core.models import Job
 from core.training.loop import NumericPath, Progress, Trainee, advance
 from core.training.memory import halved, is_out_of_memory
@@ -48,11 +48,11 @@ class CoTraining:
         fits = self._fits if self._slices else None
         catalog, devices = self._services.catalog, 1 if self._slices else self._runtime.max_devices
         with self._services.database.read() as session:
-            if not jobs.is_waiting(session, catalog, fits, devices):
+            if not attempts.is_waiting(session, catalog, fits, devices):
                 return False
         with self._services.database.write() as session:
             lease_seconds = self._services.settings.lease_seconds
-            plan = jobs.claim(session, self._services.worker, lease_seconds, catalog, fits, devices)
+            plan = attempts.claim(session, self._services.worker, lease_seconds, catalog, fits, devices)
         if plan is None:
             return False
         log.info("job.claimed", job_id=plan.job_id, attempt=plan.attempt, beside=len(self._slices))

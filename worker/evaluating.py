@@ -20,7 +20,7 @@ from core.evaluation.report import Report, compare
 from core.evaluations import service as evaluations
 from core.evaluations.service import EvaluationPlan
 from core.evaluations.spec import labels_to_draw
-from core.jobs import service as jobs
+from core.jobs import attempts
 from core.sampling.engine import Sampled
 from core.sampling.request import AdapterPart, SampleRequest
 from core.storage import keys
@@ -251,7 +251,7 @@ class Evaluating:
     def _charge(self, session: Session) -> None:
         """The time since the last charge, shared with whoever else was served meanwhile."""
         moment = time.monotonic()
-        jobs.charge(session, self.plan.tenant_id, moment - self._moved)
+        attempts.charge(session, self.plan.tenant_id, moment - self._moved)
         self._moved = moment
 
     def _end(self) -> None:

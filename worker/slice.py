@@ -18,8 +18,8 @@ from core.adapters import service as adapters
 from core.diffusion.base import Base
 from core.errors import DomainError, Unavailable
 from core.ids import new_id
-from core.jobs import service as jobs
-from core.jobs.service import Plan, Saved, Standing
+from core.jobs import attempts
+from core.jobs.attempts import Plan, Saved, Standing
 from core.models import Adapter as AdapterRow
 from core.models import Tenant
 from core.sampling.engine import Sampled
@@ -143,7 +143,7 @@ class Slice:
             self._seen(self._prepared, outcome)
 
     def extend(self, session: Session, lease_seconds: float) -> None:
-        jobs.extend(session, self.plan, lease_seconds)
+        attempts.extend(session, self.plan, lease_seconds)
 
     def hand_back(self) -> None:
         """The worker wants the device: checkpoint and go back to the queue, unless nothing is left but to publish."""
@@ -196,7 +196,7 @@ class Slice:
         if path is None:
             path = {**here, "micro_batch": self._runtime.micro_batch(base, data, spec)}
             with self._services.database.write() as session:
-                jobs.fix_numeric_path(session, self.plan, path)
+                attempts.fix_numeric_path(session, self.plan, path)
             self.plan = replace(self.plan, numeric_path=path)
         elif {**path, "micro_batch": 0} != {**here, "micro_batch": 0}:
             log.warning("job.numeric_path_changed", fixed=path, here=here)
@@ -212,7 +212,9 @@ class Slice:
         path = {**path, "micro_batch": halved(rows)}
         log.warning("job.memory_ran_out", micro_batch=path["micro_batch"])
         with self._services.database.write() as session:
-            if not jobs.halve_micro_batch(session, self.plan, path, 0 if saved is None else max(self._checkpointed, 0)):
+            if not attempts.halve_micro_batch(
+                session, self.plan, path, 0 if saved is None else max(self._checkpointed, 0)
+            ):
                 self._end()
         self.plan = replace(self.plan, numeric_path=path)
         self._run = None
@@ -228,7 +230,7 @@ class Slice:
             standing = self._report(run, progress, is_measured)
         else:
             with self._services.database.read() as session:
-                standing = jobs.standing(session, self.plan)
+                standing = attempts.standing(session, self.plan)
         if not standing.goes_on:
             self._stop(standing)
             return
@@ -239,12 +241,12 @@ class Slice:
 
     def _report(self, run: _Run, progress: Progress, is_measured: bool) -> Standing:
         with self._services.database.write() as session:
-            standing = jobs.report(
+            standing = attempts.report(
                 session, self.plan, step=progress.step, progress=run.body, device_seconds=self._unpaid
             )
             if standing.held and is_measured:
                 metric = {**run.body, "valid_loss": progress.val_loss}
-                jobs.add_metric(session, self.plan, progress.step, metric)
+                attempts.add_metric(session, self.plan, progress.step, metric)
         self._reported, self._unpaid = time.monotonic(), 0.0
         return standing
 
@@ -268,7 +270,7 @@ class Slice:
             self._save_checkpoint(self._run)
         with self._services.database.write() as session:
             if standing.held:
-                jobs.stop(session, self.plan, standing)
+                attempts.stop(session, self.plan, standing)
             self._charge(session)
         self._end()
 
@@ -309,7 +311,7 @@ class Slice:
                     raise
                 log.warning("job.checkpoint_unreadable", error=str(error))
             with self._services.database.write() as session:
-                saved = jobs.drop_checkpoint(session, self.plan)
+                saved = attempts.drop_checkpoint(session, self.plan)
         return None
 
     def _save_checkpoint(self, run: _Run) -> None:
@@ -324,7 +326,9 @@ class Slice:
         metrics = _losses(run.body)
         with self._services.database.write() as session:
             faults.point("before_pointer_commit")
-            jobs.add_checkpoint(session, self.plan, step=step, key=key, sha256=digest, size=len(data), metrics=metrics)
+            attempts.add_checkpoint(
+                session, self.plan, step=step, key=key, sha256=digest, size=len(data), metrics=metrics
+            )
         faults.point("after_pointer_commit")
         self.plan = replace(self.plan, checkpoint=Saved(key, digest, metrics))
         self._checkpointed = step
@@ -380,7 +384,7 @@ class Slice:
         self._services.store.put(key, data, "image/png")
         labels = range(len(sampled))
         with self._services.database.write() as session:
-            jobs.add_preview(
+            attempts.add_preview(
                 session,
                 self.plan,
                 step=step,
@@ -426,7 +430,7 @@ class Slice:
                 classes=list(adapter.classes),
                 metrics=metrics,
             )
-            published = jobs.finish(session, plan, row, metrics)
+            published = attempts.finish(session, plan, row, metrics)
             self._charge(session)
         if published:
             faults.point("after_succeeded")
@@ -435,32 +439,32 @@ class Slice:
             self._end()
         else:  # a cancel came first, or another worker has it
             with self._services.database.read() as session:
-                standing = jobs.standing(session, plan)
+                standing = attempts.standing(session, plan)
             self._stop(standing)
 
     def _fail(self, code: str, message: str) -> None:
         with self._services.database.write() as session:
-            jobs.fail(session, self.plan, code=code, message=message)
+            attempts.fail(session, self.plan, code=code, message=message)
             self._charge(session)
         self._services.nudges.announce(self.plan.job_id)
         self._end()
 
     def _put_back(self, reason: str) -> None:
         with self._services.database.write() as session:
-            jobs.put_back(session, self.plan, reason, self._services.settings.max_attempts)
+            attempts.put_back(session, self.plan, reason, self._services.settings.max_attempts)
             self._charge(session)
         self._services.nudges.rouse()
         self._end()
 
     def _hand_back(self) -> None:
         with self._services.database.write() as session:
-            jobs.yield_back(session, self.plan)
+            attempts.yield_back(session, self.plan)
             self._charge(session)
         self._services.nudges.rouse()
         self._end()
 
     def _charge(self, session: Session) -> None:
-        jobs.charge(session, self.plan.tenant_id, self._unpaid)
+        attempts.charge(session, self.plan.tenant_id, self._unpaid)
 
     def _end(self) -> None:
         for _, futures in self._previews:

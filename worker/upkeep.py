@@ -16,7 +16,7 @@ from core import nudges, outbox, retention
 from core.datasets import service as datasets
 from core.db.session import Database
 from core.evaluations import service as evaluations
-from core.jobs import service as jobs
+from core.jobs import upkeep
 from core.logs import configure_logs
 from core.samples import service as samples
 from core.settings import Settings, get_settings
@@ -48,7 +48,7 @@ class Upkeep:
         with self._database.write() as session:
             waiting = {
                 "dataset.validate": datasets.sweep(session, limit),
-                "job.train": jobs.sweep(session, limit),
+                "job.train": upkeep.sweep(session, limit),
                 "sample.draw": samples.sweep(session, limit),
                 "evaluation.measure": evaluations.sweep(session, limit),
             }

@@ -10,7 +10,7 @@ from sqlalchemy.sql.dml import Update
 
 from core import outbox
 from core.datasets.repository import DatasetRepository
-from core.db.session import now
+from core.db.session import now, wrote
 from core.errors import Conflict
 from core.evaluations import service as evaluations
 from core.ids import new_id
@@ -89,7 +89,7 @@ def claim(session: Session, worker: str, lease_seconds: float) -> ValidationPlan
 
 def extend(session: Session, plan: ValidationPlan, lease_seconds: float) -> bool:
     until = now(session) + timedelta(seconds=lease_seconds)
-    return _rows(session, _held(plan).values(lease_until=until)) == 1
+    return wrote(session, _held(plan).values(lease_until=until))
 
 
 def finish_validation(
@@ -108,7 +108,7 @@ def finish_validation(
         "report_key": report_key,
         "lease_until": None,
     }
-    if _rows(session, _held(plan).values(**values)) != 1:
+    if not wrote(session, _held(plan).values(**values)):
         return False
     dataset = session.get_one(Dataset, plan.dataset_id, populate_existing=True)
     jobs.dataset_settled(session, dataset)
@@ -117,10 +117,8 @@ def finish_validation(
 
 def give_up(session: Session, plan: ValidationPlan, *, code: str, detail: str) -> bool:
     """The archive could not be read at all by us: an error of ours, said as such."""
-    if (
-        _rows(session, _held(plan).values(status="error", error_code=code, status_details=detail, lease_until=None))
-        != 1
-    ):
+    verdict = _held(plan).values(status="error", error_code=code, status_details=detail, lease_until=None)
+    if not wrote(session, verdict):
         return False
     jobs.dataset_settled(session, session.get_one(Dataset, plan.dataset_id, populate_existing=True))
     return True
@@ -159,7 +157,3 @@ def _held(plan: ValidationPlan) -> Update:
     return update(Dataset).where(
         Dataset.id == plan.dataset_id, Dataset.status == "uploaded", Dataset.attempt == plan.attempt
     )
-
-
-def _rows(session: Session, statement: Update) -> int:
-    return session.execute(statement).rowcount  # pyright: ignore[reportAttributeAccessIssue]

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, text
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.sql.dml import Update
 
 from core.clock import utc_now
 
@@ -115,3 +116,8 @@ def _sqlite(url: str) -> Engine:
         connection.exec_driver_sql(f"BEGIN {mode}")
 
     return engine
+
+
+def wrote(session: Session, statement: Update) -> bool:
+    """Execute a write of one row; False when the row does not meet its conditions any more."""
+    return session.execute(statement).rowcount == 1  # pyright: ignore[reportAttributeAccessIssue]

@@ -13,7 +13,7 @@ from sqlalchemy.sql.dml import Update
 
 from core import outbox
 from core.bases import Catalog
-from core.db.session import now
+from core.db.session import now, wrote
 from core.diffusion.catalog import BaseSummary
 from core.errors import Conflict, Invalid, OverQuota
 from core.evaluations.repository import EvaluationRepository
@@ -99,9 +99,9 @@ def cancel_evaluation(session: Session, tenant_id: str, evaluation_id: str) -> E
     evaluation = EvaluationRepository(session, tenant_id).get(evaluation_id)
     own = update(Evaluation).where(Evaluation.id == evaluation.id)
     ended = {"status": "cancelled", "cancel_requested": True, "finished_at": now(session), "lease_until": None}
-    if not _wrote(session, own.where(Evaluation.status == "queued").values(**ended)):
+    if not wrote(session, own.where(Evaluation.status == "queued").values(**ended)):
         asked = own.where(Evaluation.status == "running").values(cancel_requested=True)
-        if not _wrote(session, asked):
+        if not wrote(session, asked):
             session.refresh(evaluation)
             raise Conflict(f"evaluation {evaluation.id} is {evaluation.status} already", code="evaluation_ended")
     session.refresh(evaluation)
@@ -133,7 +133,7 @@ def claim(session: Session, worker: str, lease_seconds: float, catalog: Catalog)
             "started_at": func.coalesce(Evaluation.started_at, moment),
         }
         waiting = update(Evaluation).where(Evaluation.id == chosen, Evaluation.status == "queued")
-        if not _wrote(session, waiting.values(**taken)):
+        if not wrote(session, waiting.values(**taken)):
             continue
         row = session.get_one(Evaluation, chosen, populate_existing=True)
         plan = _plan(session, row, catalog.get(row.base))
@@ -152,7 +152,7 @@ def is_waiting(session: Session, catalog: Catalog) -> bool:
 
 def extend(session: Session, plan: EvaluationPlan, lease_seconds: float) -> bool:
     until = now(session) + timedelta(seconds=lease_seconds)
-    return _wrote(session, _held(plan).values(lease_until=until))
+    return wrote(session, _held(plan).values(lease_until=until))
 
 
 def report(session: Session, plan: EvaluationPlan, drawn: int) -> bool:
@@ -164,18 +164,18 @@ def report(session: Session, plan: EvaluationPlan, drawn: int) -> bool:
 
 def add_partial(session: Session, plan: EvaluationPlan, *, drawn: int, key: str, sha256: str) -> bool:
     """Point to the features of what is drawn so far. New pictures clear the count of crashes."""
-    return _wrote(session, _held(plan).values(drawn=drawn, partial_key=key, partial_sha256=sha256, crashes=0))
+    return wrote(session, _held(plan).values(drawn=drawn, partial_key=key, partial_sha256=sha256, crashes=0))
 
 
 def drop_partial(session: Session, plan: EvaluationPlan) -> bool:
     """It cannot be read: begin anew."""
-    return _wrote(session, _held(plan).values(drawn=0, partial_key=None, partial_sha256=None))
+    return wrote(session, _held(plan).values(drawn=0, partial_key=None, partial_sha256=None))
 
 
 def stop(session: Session, plan: EvaluationPlan) -> bool:
     """Carry out the cancel that `report` told of."""
     asked = _held(plan).where(Evaluation.cancel_requested)
-    return _wrote(
+    return wrote(
         session, asked.values(status="cancelled", finished_at=now(session), lease_until=None, partial_key=None)
     )
 
@@ -184,7 +184,7 @@ def release(session: Session, plan: EvaluationPlan) -> bool:
     """Back to the queue: the slice is over, the worker shuts down, or its store does not answer."""
     if stop(session, plan):
         return False
-    if not _wrote(session, _held(plan).values(status="queued", lease_until=None)):
+    if not wrote(session, _held(plan).values(status="queued", lease_until=None)):
         return False
     outbox.put(session, "evaluation.measure", evaluation_id=plan.evaluation_id)
     return True
@@ -213,7 +213,7 @@ def finish(session: Session, plan: EvaluationPlan, result: dict[str, Any]) -> bo
         "lease_until": None,
         "partial_key": None,
     }
-    if not _wrote(session, _held(plan).where(Evaluation.cancel_requested.is_(False)).values(**values)):
+    if not wrote(session, _held(plan).where(Evaluation.cancel_requested.is_(False)).values(**values)):
         stop(session, plan)
         return False
     row = session.get_one(Evaluation, plan.evaluation_id, populate_existing=True)
@@ -226,7 +226,7 @@ def finish(session: Session, plan: EvaluationPlan, result: dict[str, Any]) -> bo
 def fail(session: Session, plan: EvaluationPlan, *, code: str, message: str, param: str | None = None) -> bool:
     error = {"code": code, "message": message, "param": param}
     values = {"status": "failed", "error": error, "finished_at": now(session), "lease_until": None, "partial_key": None}
-    return _wrote(session, _held(plan).values(**values))
+    return wrote(session, _held(plan).values(**values))
 
 
 def sweep(session: Session, max_crashes: int) -> bool:
@@ -279,7 +279,3 @@ def _plan(session: Session, row: Evaluation, base: BaseSummary | None) -> Evalua
 def _held(plan: EvaluationPlan) -> Update:
     own = (Evaluation.id == plan.evaluation_id, Evaluation.status == "running", Evaluation.attempt == plan.attempt)
     return update(Evaluation).where(*own)
-
-
-def _wrote(session: Session, statement: Update) -> bool:
-    return session.execute(statement).rowcount == 1  # pyright: ignore[reportAttributeAccessIssue]

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, update
 from sqlalchemy.orm import Session
 
-from core.db.session import now
+from core.db.session import now, wrote
 from core.models import Job
 
 
@@ -43,5 +43,4 @@ def move(
     if source == Status.running:
         values |= {"lease_until": None}
     statement = update(Job).where(Job.id == job_id, Job.status == source, *only_if)
-    result = session.execute(statement.values(status=target, updated_at=moment, **values))
-    return result.rowcount == 1  # pyright: ignore[reportAttributeAccessIssue]
+    return wrote(session, statement.values(status=target, updated_at=moment, **values))

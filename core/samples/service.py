@@ -12,7 +12,7 @@ from sqlalchemy.sql.dml import Update
 
 from core import outbox
 from core.bases import Catalog
-from core.db.session import clock, now
+from core.db.session import clock, now, wrote
 from core.diffusion.catalog import BaseSummary
 from core.errors import Conflict, OverQuota, Unavailable
 from core.models import Adapter, Sample, Tenant
@@ -134,7 +134,7 @@ def cancel(session: Session, sample: Sample) -> Sample:
     """At once where no worker holds it, else before its next step. Raises Conflict for one that has ended."""
     own = update(Sample).where(Sample.id == sample.id)
     ended = {"status": "cancelled", "finished_at": clock(session)}
-    if not _wrote(session, own.where(Sample.status == "queued").values(**ended)) and not _wrote(
+    if not wrote(session, own.where(Sample.status == "queued").values(**ended)) and not wrote(
         session, own.where(Sample.status == "running").values(cancel_requested=True)
     ):
         session.refresh(sample)
@@ -173,7 +173,7 @@ def add_partial(session: Session, plan: SamplePlan, partial: dict[str, Any]) -> 
 def stop(session: Session, plan: SamplePlan) -> bool:
     """Carry out a cancel."""
     values = {"status": "cancelled", "finished_at": clock(session), "lease_until": None}
-    return _wrote(session, _held(plan).values(**values))
+    return wrote(session, _held(plan).values(**values))
 
 
 def finish(session: Session, plan: SamplePlan, images: list[dict[str, Any]], stats: dict[str, Any]) -> bool:
@@ -185,18 +185,18 @@ def finish(session: Session, plan: SamplePlan, images: list[dict[str, Any]], sta
         "finished_at": clock(session),
         "lease_until": None,
     }
-    return _wrote(session, _held(plan).values(**values))
+    return wrote(session, _held(plan).values(**values))
 
 
 def fail(session: Session, plan: SamplePlan, *, code: str, message: str, param: str | None = None) -> bool:
     error = {"code": code, "message": message, "param": param}
     values = {"status": "failed", "error": error, "finished_at": clock(session), "lease_until": None}
-    return _wrote(session, _held(plan).values(**values))
+    return wrote(session, _held(plan).values(**values))
 
 
 def release(session: Session, plan: SamplePlan) -> bool:
     """Back to the queue: the worker shuts down or its store does not answer."""
-    if not _wrote(session, _held(plan).values(status="queued", lease_until=None, partials=[])):
+    if not wrote(session, _held(plan).values(status="queued", lease_until=None, partials=[])):
         return False
     outbox.put(session, "sample.draw", sample_id=plan.sample_id)
     return True
@@ -262,7 +262,3 @@ def _seconds_left(row: Sample, moment: datetime | None) -> float | None:
 
 def _held(plan: SamplePlan) -> Update:
     return update(Sample).where(Sample.id == plan.sample_id, Sample.status == "running", Sample.attempt == plan.attempt)
-
-
-def _wrote(session: Session, statement: Update) -> bool:
-    return session.execute(statement).rowcount == 1  # pyright: ignore[reportAttributeAccessIssue]

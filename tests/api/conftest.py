@@ -21,7 +21,7 @@ from api.app import create_app
 from core.bases import Catalog
 from core.datasets import service as datasets
 from core.db.session import Database
-from core.jobs import service as jobs
+from core.jobs import attempts
 from core.models import Adapter, Dataset, Tenant
 from core.samples import service as samples
 from core.samples.service import SamplePlan
@@ -105,18 +105,18 @@ class Service:
             plan = rows.claim_job(session, self.catalog)
             assert plan.job_id == job.id
             rows.report_step(session, plan, 5)
-            jobs.add_metric(session, plan, 5, {"train_loss": 0.5, "valid_loss": 0.6, "total_steps": 10})
+            attempts.add_metric(session, plan, 5, {"train_loss": 0.5, "valid_loss": 0.6, "total_steps": 10})
             rows.make_checkpoint(session, plan, 5)
             key = keys.preview(owner.tenant.id, job.id, 1, 5)
             digest = hashlib.sha256(b"png").hexdigest()
-            jobs.add_preview(session, plan, step=5, key=key, sha256=digest, size=3, classes=["a"], seeds=[1])
+            attempts.add_preview(session, plan, step=5, key=key, sha256=digest, size=3, classes=["a"], seeds=[1])
         self.store.put(key, b"png", "image/png")
         with self.database.write() as session:
             adapter = self.adapter(session, plan)
-            assert jobs.finish(session, plan, adapter, {})
+            assert attempts.finish(session, plan, adapter, {})
         return job.id, adapter
 
-    def adapter(self, session: Session, plan: jobs.Plan) -> Adapter:
+    def adapter(self, session: Session, plan: attempts.Plan) -> Adapter:
         data = b"weights" + plan.job_id.encode()
         adapter = rows.adapter_for(plan)
         adapter.sha256, adapter.bytes = hashlib.sha256(data).hexdigest(), len(data)

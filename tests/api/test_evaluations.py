@@ -4,7 +4,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select
 
 from core.evaluations import service as evaluations
-from core.jobs import service as jobs
+from core.jobs import attempts
 from core.models import Adapter, Dataset, Evaluation, Job, OutboxMessage
 from tests import rows
 from tests.api.conftest import Owner, Service, assert_problem, unknown
@@ -77,7 +77,7 @@ def test_a_job_can_ask_for_one(service: Service, owner: Owner, client: TestClien
     with service.database.write() as session:
         plan = rows.claim_job(session, service.catalog)
         adapter = rows.adapter_for(plan)
-        assert jobs.finish(session, plan, adapter, {})
+        assert attempts.finish(session, plan, adapter, {})
     [queued] = client.get("/v1/evaluations").json()["data"]
     assert (queued["adapter_id"], queued["file"], queued["request"]["part"]) == (adapter.id, dataset.id, "held_out")
     events = [event["message"] for event in client.get(f"/v1/fine_tuning/jobs/{job['id']}/events").json()["data"]]

@@ -6,7 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from core.jobs import service as jobs
+from core.jobs import attempts
 from core.models import Job, OutboxMessage
 from tests import rows
 from tests.api.conftest import Owner, Service, assert_problem, job_body, unknown, upload
@@ -155,9 +155,9 @@ def test_the_stream_follows_a_job_to_its_end(service: Service, owner: Owner, cli
     with service.database.write() as session:
         plan = rows.claim_job(session, service.catalog)
     with service.database.write() as session:
-        jobs.add_metric(session, plan, 1, {"train_loss": 1.0, "total_steps": 10})
+        attempts.add_metric(session, plan, 1, {"train_loss": 1.0, "total_steps": 10})
     with service.database.write() as session:
-        assert jobs.fail(session, plan, code="diverged", message="the loss is not a number")
+        assert attempts.fail(session, plan, code="diverged", message="the loss is not a number")
     follower.join(20)
     assert not follower.is_alive()
     assert told[-1][1]["message"] == "Job failed: the loss is not a number"
@@ -185,7 +185,7 @@ def test_positions_follow_the_order_in_which_jobs_are_claimed(service: Service, 
     other = service.owner()
     theirs = other.client.post("/v1/fine_tuning/jobs", json=job_body(service.dataset(other).id)).json()["id"]
     with service.database.write() as session:
-        jobs.charge(session, owner.tenant.id, 10.0)  # the other has used less of the device: it goes first
+        attempts.charge(session, owner.tenant.id, 10.0)  # the other has used less of the device: it goes first
     shown = {job_id: owner.client.get(f"/v1/fine_tuning/jobs/{job_id}").json()["queue"]["position"] for job_id in mine}
     shown[theirs] = other.client.get(f"/v1/fine_tuning/jobs/{theirs}").json()["queue"]["position"]
     assert shown == {theirs: 1, mine[0]: 2, mine[1]: 3}

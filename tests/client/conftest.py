@@ -22,7 +22,7 @@ from core.bases import Catalog
 from core.datasets import service as datasets
 from core.db.session import Database
 from core.evaluations import service as evaluations
-from core.jobs import service as jobs
+from core.jobs import attempts
 from core.samples import service as samples
 from core.samples.service import SamplePlan
 from core.settings import Settings
@@ -79,25 +79,25 @@ class Worker:
 
     def _train(self) -> None:
         with self._database.write() as session:
-            plan = jobs.claim(session, rows.WORKER, rows.LEASE, self._catalog)
+            plan = attempts.claim(session, rows.WORKER, rows.LEASE, self._catalog)
         if plan is None:
             return
         total = plan.spec.steps
         for step in (total // 2, total):
             body = {"step": step, "total_steps": total, "train_loss": 1 / step, "valid_loss": 1.2 / step}
             with self._database.write() as session:
-                standing = jobs.report(session, plan, step=step, progress=body, device_seconds=0.1)
+                standing = attempts.report(session, plan, step=step, progress=body, device_seconds=0.1)
                 if not standing.goes_on:
-                    jobs.stop(session, plan, standing)
+                    attempts.stop(session, plan, standing)
                     return
-                jobs.add_metric(session, plan, step, body)
+                attempts.add_metric(session, plan, step, body)
             key = keys.preview(plan.tenant_id, plan.job_id, plan.attempt, step)
             data = png(width=32)
             self._store.put(key, data, "image/png")
             digest = hashlib.sha256(data).hexdigest()
             given = {"key": key, "sha256": digest, "size": len(data), "classes": ["a", "b"], "seeds": [1, 2]}
             with self._database.write() as session:
-                jobs.add_preview(session, plan, step=step, **given)
+                attempts.add_preview(session, plan, step=step, **given)
         row = rows.adapter_for(plan, plan.suffix or "")
         data = b"weights of " + plan.job_id.encode()
         row.sha256, row.bytes = hashlib.sha256(data).hexdigest(), len(data)
@@ -105,7 +105,7 @@ class Worker:
         row.object_key = keys.adapter(plan.tenant_id, plan.job_id, row.sha256)
         self._store.put(row.object_key, data)
         with self._database.write() as session:
-            jobs.finish(session, plan, row, {})
+            attempts.finish(session, plan, row, {})
 
     def _draw(self) -> None:
         with self._database.write() as session:

@@ -8,6 +8,7 @@ from core.bases import Catalog
 from core.datasets import service as datasets
 from core.db.session import Database
 from core.errors import Conflict, Invalid, NotFound, OverQuota
+from core.jobs import attempts, upkeep
 from core.jobs import service as jobs
 from core.jobs.queue import positions
 from core.jobs.repository import JobRepository
@@ -38,19 +39,19 @@ def messages_of(database: Database, job_id: str) -> list[str]:
         return list(session.scalars(query))
 
 
-def start(database: Database, catalog: Catalog, **given: Any) -> jobs.Plan:
+def start(database: Database, catalog: Catalog, **given: Any) -> attempts.Plan:
     """A tenant's job that a worker holds."""
     with database.write() as session:
         make_job(session, make_tenant(session), catalog, **given)
         return claim_job(session, catalog)
 
 
-def taken_over(database: Database, catalog: Catalog, plan: jobs.Plan) -> jobs.Plan:
+def taken_over(database: Database, catalog: Catalog, plan: attempts.Plan) -> attempts.Plan:
     """The worker falls silent, upkeep takes the job back, another worker claims it."""
     with database.write() as session:
         expire(session, Job, plan.job_id)
     with database.write() as session:
-        assert jobs.sweep(session, max_crashes=10)
+        assert upkeep.sweep(session, max_crashes=10)
         return claim_job(session, catalog, "another")
 
 
@@ -73,7 +74,7 @@ def test_a_job_waits_for_its_file_and_is_resolved_when_it_is_claimed(database: D
         tenant = session.get_one(Tenant, dataset.tenant_id)
         job = make_job(session, tenant, catalog, dataset)
         assert (job.status, job.spec) == ("validating_files", None)
-        assert jobs.claim(session, "w", LEASE, catalog) is None
+        assert attempts.claim(session, "w", LEASE, catalog) is None
     with database.write() as session:
         validation = datasets.claim(session, "v", LEASE)
         assert validation is not None
@@ -165,7 +166,7 @@ def test_a_waiting_job_is_cancelled_at_once_and_never_claimed(database: Database
         tenant = make_tenant(session)
         job = make_job(session, tenant, catalog)
         assert jobs.cancel_job(session, tenant.id, job.id).status == "cancelled"
-        assert jobs.claim(session, "w", LEASE, catalog) is None
+        assert attempts.claim(session, "w", LEASE, catalog) is None
         with pytest.raises(Conflict) as refused:
             jobs.cancel_job(session, tenant.id, job.id)
         assert refused.value.code == "job_ended"
@@ -180,9 +181,9 @@ def test_a_running_job_hears_of_its_cancel_and_stops(database: Database, catalog
         heard = report_step(session, plan, 2)
         assert (heard.held, heard.cancel, heard.goes_on) == (True, True, False)
         assert session.get_one(Job, plan.job_id).phase == "cancelling"
-        assert jobs.standing(session, plan) == heard
-        assert jobs.finish(session, plan, adapter_for(plan), {}) is False
-        assert jobs.stop(session, plan, heard)
+        assert attempts.standing(session, plan) == heard
+        assert attempts.finish(session, plan, adapter_for(plan), {}) is False
+        assert attempts.stop(session, plan, heard)
     assert job_of(database, plan.job_id).status == "cancelled"
     with database.read() as session:
         assert session.scalars(select(Adapter)).all() == []
@@ -193,8 +194,8 @@ def test_a_paused_job_goes_on_from_its_checkpoint(database: Database, catalog: C
     with database.write() as session:
         assert make_checkpoint(session, plan, 5, "at-five")
         jobs.pause_job(session, plan.tenant_id, plan.job_id)
-        assert jobs.stop(session, plan, report_step(session, plan, 6))
-        assert jobs.claim(session, "w", LEASE, catalog) is None
+        assert attempts.stop(session, plan, report_step(session, plan, 6))
+        assert attempts.claim(session, "w", LEASE, catalog) is None
         assert jobs.pause_job(session, plan.tenant_id, plan.job_id).status == "paused"
     with database.write() as session:
         assert jobs.resume_job(session, plan.tenant_id, plan.job_id).status == "queued"
@@ -225,7 +226,7 @@ def test_what_is_asked_after_the_last_report_is_carried_out_when_the_slice_ends(
     plan = start(database, catalog)
     with database.write() as session:
         getattr(jobs, verb)(session, plan.tenant_id, plan.job_id)
-        assert jobs.yield_back(session, plan)
+        assert attempts.yield_back(session, plan)
     assert job_of(database, plan.job_id).status == status
 
 
@@ -240,7 +241,7 @@ def test_a_claim_fixes_the_attempt_and_the_lease(database: Database, catalog: Ca
     assert job.started_at is not None
     assert 0 < (job.lease_until - job.started_at).total_seconds() <= LEASE
     with database.write() as session:
-        assert jobs.extend(session, plan, LEASE * 2)
+        assert attempts.extend(session, plan, LEASE * 2)
     extended = job_of(database, plan.job_id).lease_until
     assert extended is not None
     assert extended > job.lease_until
@@ -251,16 +252,16 @@ def test_a_job_of_a_base_that_this_worker_lacks_is_not_claimed(database: Databas
         make_job(session, make_tenant(session), catalog)
         session.scalars(select(Job)).one().model = "another-base"
     with database.write() as session:
-        assert jobs.is_waiting(session, catalog) is False
-        assert jobs.claim(session, "w", LEASE, catalog) is None
+        assert attempts.is_waiting(session, catalog) is False
+        assert attempts.claim(session, "w", LEASE, catalog) is None
 
 
 def test_the_numeric_path_is_written_once(database: Database, catalog: Catalog) -> None:
     plan = start(database, catalog)
     with database.write() as session:
-        assert jobs.fix_numeric_path(session, plan, {"threads": 1})
-        assert jobs.fix_numeric_path(session, plan, {"threads": 2}) is False
-        assert jobs.yield_back(session, plan)
+        assert attempts.fix_numeric_path(session, plan, {"threads": 1})
+        assert attempts.fix_numeric_path(session, plan, {"threads": 2}) is False
+        assert attempts.yield_back(session, plan)
     with database.write() as session:
         assert claim_job(session, catalog).numeric_path == {"threads": 1}
 
@@ -268,16 +269,16 @@ def test_the_numeric_path_is_written_once(database: Database, catalog: Catalog) 
 def test_a_finished_job_has_its_adapter_and_both_are_one_transaction(database: Database, catalog: Catalog) -> None:
     plan = start(database, catalog)
     with pytest.raises((TypeError, StatementError)), database.write() as session:
-        jobs.finish(session, plan, adapter_for(plan), {"not": {"json"}})
+        attempts.finish(session, plan, adapter_for(plan), {"not": {"json"}})
     assert job_of(database, plan.job_id).status == "running"
     adapter = adapter_for(plan)
     with database.write() as session:
-        assert jobs.finish(session, plan, adapter, {"loss": 0.1})
+        assert attempts.finish(session, plan, adapter, {"loss": 0.1})
     job = job_of(database, plan.job_id)
     assert (job.status, job.adapter_id, job.lease_until, job.phase) == ("succeeded", adapter.id, None, None)
     with database.write() as session:
-        assert jobs.finish(session, plan, adapter_for(plan, "again"), {}) is False
-        assert jobs.fail(session, plan, code="late", message="late") is False
+        assert attempts.finish(session, plan, adapter_for(plan, "again"), {}) is False
+        assert attempts.fail(session, plan, code="late", message="late") is False
         with pytest.raises(Conflict):
             jobs.cancel_job(session, plan.tenant_id, plan.job_id)
     with database.read() as session:
@@ -288,12 +289,12 @@ def test_a_step_passed_twice_leaves_one_metric_and_one_preview(database: Databas
     first = start(database, catalog)
     preview: dict[str, Any] = {"key": "k", "sha256": "4" * 64, "size": 3, "classes": ["a"], "seeds": [1]}
     with database.write() as session:
-        jobs.add_metric(session, first, 1, {"train_loss": 0.5, "total_steps": 10})
-        assert jobs.add_preview(session, first, step=1, **preview)
+        attempts.add_metric(session, first, 1, {"train_loss": 0.5, "total_steps": 10})
+        assert attempts.add_preview(session, first, step=1, **preview)
     second = taken_over(database, catalog, first)
     with database.write() as session:
-        jobs.add_metric(session, second, 1, {"train_loss": 0.7, "total_steps": 10})
-        assert jobs.add_preview(session, second, step=1, **preview) is False
+        attempts.add_metric(session, second, 1, {"train_loss": 0.7, "total_steps": 10})
+        assert attempts.add_preview(session, second, step=1, **preview) is False
         assert make_checkpoint(session, second, 1)
         assert make_checkpoint(session, second, 1, "anew")
     with database.read() as session:
@@ -304,21 +305,21 @@ def test_a_step_passed_twice_leaves_one_metric_and_one_preview(database: Databas
 
 WRITES: dict[str, Any] = {
     "report": lambda session, plan: report_step(session, plan, 9).held,
-    "standing": lambda session, plan: jobs.standing(session, plan).held,
-    "extend": lambda session, plan: jobs.extend(session, plan, 999),
-    "fix_numeric_path": lambda session, plan: jobs.fix_numeric_path(session, plan, {"late": True}),
-    "halve_micro_batch": lambda session, plan: jobs.halve_micro_batch(session, plan, {"micro_batch": 1}, 0),
-    "add_metric": lambda session, plan: jobs.add_metric(session, plan, 9, {"train_loss": 1.0}),
+    "standing": lambda session, plan: attempts.standing(session, plan).held,
+    "extend": lambda session, plan: attempts.extend(session, plan, 999),
+    "fix_numeric_path": lambda session, plan: attempts.fix_numeric_path(session, plan, {"late": True}),
+    "halve_micro_batch": lambda session, plan: attempts.halve_micro_batch(session, plan, {"micro_batch": 1}, 0),
+    "add_metric": lambda session, plan: attempts.add_metric(session, plan, 9, {"train_loss": 1.0}),
     "add_checkpoint": lambda session, plan: make_checkpoint(session, plan, 9),
-    "drop_checkpoint": lambda session, plan: jobs.drop_checkpoint(session, plan),
-    "add_preview": lambda session, plan: jobs.add_preview(
+    "drop_checkpoint": lambda session, plan: attempts.drop_checkpoint(session, plan),
+    "add_preview": lambda session, plan: attempts.add_preview(
         session, plan, step=9, key="k", sha256="5" * 64, size=1, classes=[], seeds=[]
     ),
-    "yield_back": lambda session, plan: jobs.yield_back(session, plan),
-    "stop": lambda session, plan: jobs.stop(session, plan, jobs.Standing(held=True, cancel=True)),
-    "finish": lambda session, plan: jobs.finish(session, plan, adapter_for(plan), {}),
-    "fail": lambda session, plan: jobs.fail(session, plan, code="late", message="late"),
-    "put_back": lambda session, plan: jobs.put_back(session, plan, "late", 3),
+    "yield_back": lambda session, plan: attempts.yield_back(session, plan),
+    "stop": lambda session, plan: attempts.stop(session, plan, attempts.Standing(held=True, cancel=True)),
+    "finish": lambda session, plan: attempts.finish(session, plan, adapter_for(plan), {}),
+    "fail": lambda session, plan: attempts.fail(session, plan, code="late", message="late"),
+    "put_back": lambda session, plan: attempts.put_back(session, plan, "late", 3),
 }
 
 
@@ -347,7 +348,7 @@ def test_a_late_attempt_writes_nothing(database: Database, catalog: Catalog, ver
 def test_every_verb_of_a_worker_is_tried_by_a_late_attempt() -> None:
     takes_a_plan = {
         name
-        for name, verb in vars(jobs).items()
+        for name, verb in vars(attempts).items()
         if callable(verb) and not name.startswith("_") and "plan" in getattr(verb, "__annotations__", {})
     }
     assert takes_a_plan - {"is_held"} == set(WRITES)
@@ -360,7 +361,7 @@ def test_a_silent_workers_job_is_queued_again_from_its_checkpoint(database: Data
     first = start(database, catalog)
     with database.write() as session:
         assert make_checkpoint(session, first, 4, "at-four")
-        assert jobs.sweep(session, 3) is False
+        assert upkeep.sweep(session, 3) is False
     assert job_of(database, first.job_id).status == "running"
     second = taken_over(database, catalog, first)
     assert second.checkpoint is not None
@@ -375,7 +376,7 @@ def test_a_job_that_crashes_without_progress_is_given_up_at_the_limit(database: 
             assert report_step(session, plan, 2).held  # steps alone are no progress: they are lost again
             expire(session, Job, plan.job_id)
         with database.write() as session:
-            assert jobs.sweep(session, 3) is (crash < 3)
+            assert upkeep.sweep(session, 3) is (crash < 3)
             if crash < 3:
                 plan = claim_job(session, catalog)
     job = job_of(database, plan.job_id)
@@ -389,7 +390,7 @@ def test_a_new_checkpoint_clears_the_count_of_crashes(database: Database, catalo
             assert make_checkpoint(session, plan, step)
             expire(session, Job, plan.job_id)
         with database.write() as session:
-            assert jobs.sweep(session, 2)
+            assert upkeep.sweep(session, 2)
             plan = claim_job(session, catalog)
     assert plan.attempt == 6
 
@@ -398,7 +399,7 @@ def test_a_shutdown_is_nobodys_failure(database: Database, catalog: Catalog) -> 
     plan = start(database, catalog)
     for _ in range(5):
         with database.write() as session:
-            assert jobs.yield_back(session, plan)
+            assert attempts.yield_back(session, plan)
             plan = claim_job(session, catalog)
     assert job_of(database, plan.job_id).crashes == 0
 
@@ -412,16 +413,16 @@ def test_cancelled_or_paused_and_then_crashed_is_not_tried_again(
         getattr(jobs, verb)(session, plan.tenant_id, plan.job_id)
         expire(session, Job, plan.job_id)
     with database.write() as session:
-        assert jobs.sweep(session, 3) is False
-        assert jobs.claim(session, "w", LEASE, catalog) is None
+        assert upkeep.sweep(session, 3) is False
+        assert attempts.claim(session, "w", LEASE, catalog) is None
     assert job_of(database, plan.job_id).status == status
 
 
 def test_a_job_that_is_put_back_counts_as_a_crash(database: Database, catalog: Catalog) -> None:
     plan = start(database, catalog)
     with database.write() as session:
-        assert jobs.put_back(session, plan, "the store is away", 2)
-        assert jobs.put_back(session, claim_job(session, catalog), "the store is away", 2)
+        assert attempts.put_back(session, plan, "the store is away", 2)
+        assert attempts.put_back(session, claim_job(session, catalog), "the store is away", 2)
     job = job_of(database, plan.job_id)
     assert (job.status, job.error and job.error["code"]) == ("failed", "crashed")
 
@@ -431,12 +432,12 @@ def test_an_unreadable_checkpoint_makes_way_for_the_one_before(database: Databas
     with database.write() as session:
         for step in (2, 4):
             make_checkpoint(session, plan, step, f"at-{step}")
-        previous = jobs.drop_checkpoint(session, plan)
+        previous = attempts.drop_checkpoint(session, plan)
         assert previous is not None
         assert previous.key == "at-2"
     with database.write() as session:
-        assert jobs.drop_checkpoint(session, plan) is None
-        assert jobs.drop_checkpoint(session, plan) is None
+        assert attempts.drop_checkpoint(session, plan) is None
+        assert attempts.drop_checkpoint(session, plan) is None
         assert session.scalars(select(Checkpoint)).all() == []
         assert session.get_one(Job, plan.job_id).checkpoint_id is None
 
@@ -449,7 +450,7 @@ def test_old_checkpoints_never_hold_the_one_that_a_resume_needs(database: Databa
         oldest = session.scalars(select(Checkpoint).where(Checkpoint.step == 1)).one()
         session.get_one(Job, plan.job_id).checkpoint_id = oldest.id
     with database.read() as session:
-        assert sorted(row.step for row in jobs.old_checkpoints(session, keep=2)) == [2, 3]
+        assert sorted(row.step for row in upkeep.old_checkpoints(session, keep=2)) == [2, 3]
 
 
 # --- fairness
@@ -467,7 +468,7 @@ def test_the_tenant_that_used_the_device_least_goes_first(database: Database, ca
             plan = claim_job(session, catalog)
             order.append("slow" if plan.tenant_id == slow.id else "quick")
             report_step(session, plan, 1, seconds=20.0 if plan.tenant_id == slow.id else 9.0)
-            assert jobs.yield_back(session, plan)
+            assert attempts.yield_back(session, plan)
     assert order == ["slow", "quick", "quick", "quick", "slow", "quick"]
 
 
@@ -475,7 +476,7 @@ def test_each_tenant_has_a_job_running_before_any_has_two(database: Database, ca
     """Those who are claimed for one pass, before any of them is charged."""
     with database.write() as session:
         many, few = make_tenant(session, "many"), make_tenant(session, "few")
-        jobs.charge(session, few.id, 5.0)
+        attempts.charge(session, few.id, 5.0)
         made = [make_job(session, tenant, catalog).id for tenant in (many, many, many, few, few)]
         shown = positions(session, made)
         claimed = [claim_job(session, catalog).job_id for _ in made]
@@ -488,12 +489,12 @@ def test_a_worker_takes_the_first_job_that_fits(database: Database, catalog: Cat
         tenant = make_tenant(session)
         first, second = (make_job(session, tenant, catalog).id for _ in range(2))
     with database.write() as session:
-        assert jobs.is_waiting(session, catalog, lambda job: job.id == second)
-        plan = jobs.claim(session, "w", LEASE, catalog, lambda job: job.id == second)
+        assert attempts.is_waiting(session, catalog, lambda job: job.id == second)
+        plan = attempts.claim(session, "w", LEASE, catalog, lambda job: job.id == second)
         assert plan is not None
         assert plan.job_id == second
-        assert not jobs.is_waiting(session, catalog, lambda job: job.id == second)
-        assert jobs.claim(session, "w", LEASE, catalog, lambda job: job.id == second) is None
+        assert not attempts.is_waiting(session, catalog, lambda job: job.id == second)
+        assert attempts.claim(session, "w", LEASE, catalog, lambda job: job.id == second) is None
         assert claim_job(session, catalog).job_id == first
 
 
@@ -521,7 +522,7 @@ def test_a_late_comer_starts_level_and_does_not_own_the_device(database: Databas
 def test_a_level_is_never_lowered(database: Database, catalog: Catalog) -> None:
     with database.write() as session:
         heavy, light = make_tenant(session, "heavy"), make_tenant(session, "light")
-        jobs.charge(session, heavy.id, 500.0)
+        attempts.charge(session, heavy.id, 500.0)
         make_job(session, light, catalog)
         make_job(session, heavy, catalog)
     with database.read() as session:
@@ -563,12 +564,12 @@ def test_a_job_waits_for_a_worker_that_has_its_devices(database: Database, catal
         two = make_job(session, tenant, catalog, hyperparameters={"steps": 10, "devices": 2}).id
         one = make_job(session, tenant, catalog).id
     with database.write() as session:
-        plan = jobs.claim(session, "w", LEASE, catalog)
+        plan = attempts.claim(session, "w", LEASE, catalog)
         assert plan is not None
         assert plan.job_id == one
-        assert not jobs.is_waiting(session, catalog)
-        assert jobs.claim(session, "w", LEASE, catalog) is None
-        assert jobs.is_waiting(session, catalog, devices=2)
-        plan = jobs.claim(session, "w", LEASE, catalog, devices=2)
+        assert not attempts.is_waiting(session, catalog)
+        assert attempts.claim(session, "w", LEASE, catalog) is None
+        assert attempts.is_waiting(session, catalog, devices=2)
+        plan = attempts.claim(session, "w", LEASE, catalog, devices=2)
         assert plan is not None
         assert (plan.job_id, plan.spec.devices) == (two, 2)

@@ -13,6 +13,7 @@ from core import retention
 from core.bases import Catalog
 from core.db.session import Database
 from core.errors import Conflict, DomainError, Invalid, NotFound
+from core.jobs import attempts
 from core.jobs import service as jobs
 from core.jobs.start import Start, from_adapter, from_checkpoint
 from core.models import Adapter, Checkpoint, Tenant
@@ -27,7 +28,7 @@ def trained(session: Session, catalog: Catalog, tenant: Tenant, **hyperparameter
     assert make_checkpoint(session, plan, 5, "at-five")
     adapter = adapter_for(plan)
     adapter.base_fingerprint = base_of(catalog).fingerprint
-    assert jobs.finish(session, plan, adapter, {})
+    assert attempts.finish(session, plan, adapter, {})
     return adapter
 
 

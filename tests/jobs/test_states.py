@@ -16,6 +16,7 @@ from core.bases import Catalog
 from core.datasets import service as datasets
 from core.db.session import Database
 from core.errors import Conflict, NotFound, OverQuota
+from core.jobs import attempts, upkeep
 from core.jobs import service as jobs
 from core.jobs.states import LEGAL, TERMINAL, Status, move
 from core.models import Adapter, Dataset, Job, JobEvent
@@ -59,7 +60,7 @@ class JobMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.plans: list[jobs.Plan] = []
+        self.plans: list[attempts.Plan] = []
         self.history: list[str] = []
 
     @initialize(validated=st.booleans())
@@ -96,7 +97,7 @@ class JobMachine(RuleBasedStateMachine):
     @rule()
     def claim(self) -> None:
         with self.database.write() as session:
-            if plan := jobs.claim(session, "w", LEASE, self.catalog):
+            if plan := attempts.claim(session, "w", LEASE, self.catalog):
                 self.plans.append(plan)
         self._note()
 
@@ -111,7 +112,7 @@ class JobMachine(RuleBasedStateMachine):
             if checkpoint:
                 assert make_checkpoint(session, plan, step, f"{plan.attempt}") == standing.held
             if standing.held and not standing.goes_on:
-                assert jobs.stop(session, plan, standing)
+                assert attempts.stop(session, plan, standing)
         self._note()
 
     @rule(which=st.integers(0, 9), end=st.sampled_from(["yield_back", "fail", "finish", "put_back"]))
@@ -121,14 +122,14 @@ class JobMachine(RuleBasedStateMachine):
         with self.database.write() as session:
             held = self._is_newest(plan, session.get_one(Job, self.job_id))
             if end == "yield_back":
-                done = jobs.yield_back(session, plan)
+                done = attempts.yield_back(session, plan)
             elif end == "fail":
-                done = jobs.fail(session, plan, code="diverged", message="NaN")
+                done = attempts.fail(session, plan, code="diverged", message="NaN")
             elif end == "put_back":
-                done = jobs.put_back(session, plan, "outage", MAX_CRASHES)
+                done = attempts.put_back(session, plan, "outage", MAX_CRASHES)
             else:
                 held = held and not session.get_one(Job, self.job_id).cancel_requested
-                done = jobs.finish(session, plan, adapter_for(plan), {})
+                done = attempts.finish(session, plan, adapter_for(plan), {})
             assert done == held
         self._note()
 
@@ -138,7 +139,7 @@ class JobMachine(RuleBasedStateMachine):
             if session.get_one(Job, self.job_id).status == Status.running:
                 expire(session, Job, self.job_id)
         with self.database.write() as session:
-            jobs.sweep(session, MAX_CRASHES)
+            upkeep.sweep(session, MAX_CRASHES)
         self._note()
 
     @invariant()
@@ -156,10 +157,10 @@ class JobMachine(RuleBasedStateMachine):
             assert job.attempt == len(self.plans)
             assert session.scalars(select(JobEvent.id).where(JobEvent.job_id == job.id)).all()
 
-    def _plan(self, which: int) -> jobs.Plan | None:
+    def _plan(self, which: int) -> attempts.Plan | None:
         return self.plans[-1 - which % len(self.plans)] if self.plans else None
 
-    def _is_newest(self, plan: jobs.Plan, job: Job) -> bool:
+    def _is_newest(self, plan: attempts.Plan, job: Job) -> bool:
         return job.status == Status.running and job.attempt == plan.attempt
 
     def _note(self) -> None:
@@ -200,7 +201,7 @@ def test_each_job_is_claimed_once_however_many_workers_reach_for_it(database: Da
         claimed: list[str] = []
         for _ in range(rounds * workers):
             with database.write() as session:
-                if plan := jobs.claim(session, "w", LEASE, catalog):
+                if plan := attempts.claim(session, "w", LEASE, catalog):
                     claimed.append(plan.job_id)
         return claimed
 
@@ -225,16 +226,16 @@ def test_cancel_against_a_worker_ends_in_one_state(database: Database, catalog: 
             job = session.get_one(Job, plan.job_id)
             if job.status == Status.running:  # the cancel came first, so the worker was refused and now stops
                 assert (cancelled, worked) == ("running", False)
-                standing = jobs.standing(session, plan)
+                standing = attempts.standing(session, plan)
                 assert standing.cancel
-                assert jobs.stop(session, plan, standing)
+                assert attempts.stop(session, plan, standing)
             session.refresh(job)
             adapters = session.scalars(select(Adapter).where(Adapter.job_id == job.id)).all()
         expected = ("succeeded", 1) if cancelled == "job_ended" else ("cancelled", 0)
         assert (job.status, len(adapters)) == expected
 
 
-def _cancel(database: Database, plan: jobs.Plan) -> str:
+def _cancel(database: Database, plan: attempts.Plan) -> str:
     try:
         with database.write() as session:
             return jobs.cancel_job(session, plan.tenant_id, plan.job_id).status
@@ -242,11 +243,11 @@ def _cancel(database: Database, plan: jobs.Plan) -> str:
         return error.code
 
 
-def _end(database: Database, plan: jobs.Plan, how: str) -> bool:
+def _end(database: Database, plan: attempts.Plan, how: str) -> bool:
     with database.write() as session:
         if how == "finish":
-            return jobs.finish(session, plan, adapter_for(plan), {})
-        return jobs.yield_back(session, plan) if how == "yield_back" else jobs.sweep(session, MAX_CRASHES)
+            return attempts.finish(session, plan, adapter_for(plan), {})
+        return attempts.yield_back(session, plan) if how == "yield_back" else upkeep.sweep(session, MAX_CRASHES)
 
 
 def test_a_verdict_that_arrives_while_a_job_is_made_does_not_miss_it(database: Database, catalog: Catalog) -> None:

@@ -19,6 +19,7 @@ from core.datasets.limits import Limits
 from core.datasets.validation import validate
 from core.ids import new_id
 from core.jobs import service as jobs
+from core.jobs import upkeep
 from core.models import Adapter, Dataset, Evaluation, Job, JobEvent, Sample
 from core.samples import service as samples
 from core.samples import spec as sample_spec
@@ -100,7 +101,7 @@ class Shop:
         with self.services.database.write() as session:
             for table in (Job, Sample, Dataset, Evaluation):
                 session.execute(update(table).where(table.lease_until.is_not(None)).values(lease_until=past))
-            jobs.sweep(session, self.services.settings.max_attempts)
+            upkeep.sweep(session, self.services.settings.max_attempts)
             samples.sweep(session, self.services.settings.max_attempts)
 
     def get_job(self, job_id: str) -> Job:

@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 
 from core.adapters import format as adapter_format
 from core.errors import Invalid
-from core.jobs import service as jobs
+from core.jobs import attempts
 from core.models import Checkpoint, Job, JobMetric, Preview
 from core.settings import Settings
 from tests.diffusion.tiny import make_pixart
@@ -91,17 +91,17 @@ def test_losing_the_moments_is_seen_in_the_bytes(shop: Shop, monkeypatch: pytest
 def test_an_attempt_that_lost_its_job_writes_nothing_more(shop: Shop) -> None:
     job_id = shop.job()
     with shop.services.database.write() as session:
-        old = jobs.claim(session, "old", 60, shop.services.catalog)
+        old = attempts.claim(session, "old", 60, shop.services.catalog)
     assert old is not None
     shop.lose_leases()
     shop.pump()
     before = shop.get_job(job_id)
     with shop.services.database.write() as session:
-        standing = jobs.report(session, old, step=3, progress={"step": 3}, device_seconds=1)
+        standing = attempts.report(session, old, step=3, progress={"step": 3}, device_seconds=1)
         assert not standing.held
-        assert not jobs.add_checkpoint(session, old, step=3, key="k", sha256="s", size=1, metrics={})
-        assert not jobs.fail(session, old, code="late", message="late")
-        assert not jobs.yield_back(session, old)
+        assert not attempts.add_checkpoint(session, old, step=3, key="k", sha256="s", size=1, metrics={})
+        assert not attempts.fail(session, old, code="late", message="late")
+        assert not attempts.yield_back(session, old)
     after = shop.get_job(job_id)
     assert (after.status, after.step, after.updated_at) == (before.status, before.step, before.updated_at)
 
