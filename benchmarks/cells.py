@@ -23,7 +23,7 @@ from core.diffusion.catalog import fingerprint
 from core.diffusion.guidance import Guidance
 
 VERSION = 1  # of what a cell does: raise it and every kept cell is stale
-AUTO_VERSION = 2  # of what `auto` chooses: raise it and every kept cell without a rate of its own is
+AUTO_VERSION = 3  # of what `auto` chooses: raise it and every kept cell without a rate of its own is
 RESULTS = Path(__file__).parent / "results" / "table"
 SHEETS = Path(__file__).parent / ".work" / "sheets"
 BASE = Path(__file__).parent.parent / "models" / "emoji-dit-64"

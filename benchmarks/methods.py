@@ -14,8 +14,8 @@ import dataclasses
 import math
 import resource
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.torch
@@ -68,6 +68,7 @@ class Asked:
     batch_size: int
     learning_rate: float | None
     seed: int
+    more: Mapping[str, object] = field(default_factory=dict)  # other hyperparameters than `auto`'s
 
 
 def spec_of(asked: Asked, summary: BaseSummary, pictures: int, classes: int) -> TrainSpec:
@@ -81,7 +82,7 @@ def spec_of(asked: Asked, summary: BaseSummary, pictures: int, classes: int) -> 
         given["steps"] = asked.steps
     if asked.learning_rate is not None:
         given |= {"learning_rate": asked.learning_rate, "rate_decay": 0.0, "time_shift": 1.0}
-    return resolve(given, images=pictures, classes=classes, base=summary, seed=asked.seed)
+    return resolve({**given, **asked.more}, images=pictures, classes=classes, base=summary, seed=asked.seed)
 
 
 def training_data(base: Base, domain: Domain, pictures: Pictures) -> TrainingData:

@@ -100,7 +100,7 @@ class Table:
         logs: dict[tuple[str, float, Draw], list[float]] = defaultdict(list)
         for (method, rate), result in zip(tried, run_cells(self.place, cells, self.workers), strict=True):
             for draw in draws:
-                logs[method, rate, draw].append(_log(_kernel(at(result, draw))))
+                logs[method, rate, draw].append(_log(kernel(at(result, draw))))
         return {key: float(np.mean(values)) for key, values in logs.items()}
 
     def tuning_cell(self, method: str, name: str, rate: float, draws: tuple[Draw, ...]) -> Cell:
@@ -178,7 +178,7 @@ def at(result: Result, draw: Draw) -> Result:
     return next(one for one in result["draws"] if (one["guidance"], one["scale"]) == draw)
 
 
-def _kernel(draw: Result) -> float:
+def kernel(draw: Result) -> float:
     return draw["kernel_distance"]["value"]
 
 
@@ -196,10 +196,10 @@ def summarise(results: Sequence[Result]) -> Result:
     for result in results:
         cell = result["cell"]
         for draw in result["draws"]:
-            found[cell["method"], draw["guidance"]][cell["domain"], cell["seed"]] = _kernel(draw)
+            found[cell["method"], draw["guidance"]][cell["domain"], cell["seed"]] = kernel(draw)
 
     def ratio(ours: tuple[str, str], theirs: tuple[str, str]) -> Result:
-        return _paired({key: (found[ours][key], value) for key, value in found[theirs].items() if key in found[ours]})
+        return paired({key: (found[ours][key], value) for key, value in found[theirs].items() if key in found[ours]})
 
     def versus(other: str, draw: Draw) -> Result:
         return {**ratio(("difffit", draw[0]), (other, draw[0])), "guidance": draw[0]}
@@ -219,7 +219,7 @@ def summarise(results: Sequence[Result]) -> Result:
     }
 
 
-def _paired(pairs: dict[tuple[str, int], tuple[float, float]]) -> Result:
+def paired(pairs: dict[tuple[str, int], tuple[float, float]]) -> Result:
     """Ratio of means; geometric mean over pairs with its 95 % interval; a domain is won where its own interval is."""
     if not pairs:
         return {"ratio": None}
@@ -265,7 +265,7 @@ def show(results: Sequence[Result]) -> None:
     )
     for (name, method, title), pairs in sorted(rows.items()):
         group, draws = [result for result, _ in pairs], [draw for _, draw in pairs]
-        kernels = [_kernel(draw) for draw in draws]
+        kernels = [kernel(draw) for draw in draws]
         error = math.hypot(
             float(np.std(kernels, ddof=1)) / math.sqrt(len(kernels)) if len(kernels) > 1 else 0.0,
             float(np.mean([draw["kernel_distance"]["error"] for draw in draws])),

@@ -3,7 +3,6 @@
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,35 +18,25 @@ from core.diffusion.base import Base
 from core.errors import DomainError, Unavailable
 from core.ids import new_id
 from core.jobs import attempts
-from core.jobs.attempts import Plan, Saved, Standing
+from core.jobs.attempts import Plan, Standing
 from core.models import Adapter as AdapterRow
 from core.models import Tenant
-from core.sampling.engine import Sampled
-from core.sampling.request import AdapterPart, SampleRequest
 from core.storage import keys
 from core.storage.base import CorruptObject, ObjectMissing
-from core.training import checkpoint
-from core.training.continuing import continued, read_adapter, read_checkpoint
 from core.training.crew import Crew
 from core.training.data import TrainingData
 from core.training.distributed import RankLost
-from core.training.loop import Diverged, Progress, Trainee, TrainState, finish, start
+from core.training.loop import Diverged, Progress, Trainee, TrainState, finish
 from core.training.memory import OutOfMemory, halved, is_out_of_memory
 from core.training.spec import TrainSpec
-from worker.pictures import encode_png, strip
+from worker.checkpoints import Checkpoints, first_state
+from worker.previews import Previews
 from worker.runtime import Runtime, cpu_threads, retried
 
 log = structlog.get_logger()
 
 _REPORT_SECONDS = 1.0
 _READY_SECONDS = 0.05
-_PREVIEW_SEED = 1000  # previews of every step and of every job start from the same noises
-
-
-class StartUnreadable(DomainError):
-    """What the job continues from is not there any more, or not as it was."""
-
-    code = "start_unreadable"
 
 
 @dataclass(eq=False)
@@ -78,14 +67,13 @@ class Slice:
         self.is_over = False
         self._runtime = runtime
         self._services = runtime.services
-        self._device = runtime.device(plan.model)
         self._run: _Run | None = None
         self._reported = time.monotonic()
         self._unpaid = 0.0  # device seconds not yet charged
         self._rate = 0.0  # steps per second, smoothed
-        self._checkpointed = -1
         self._failed_at_one = False  # whether memory ran out at a micro-batch of one row
-        self._previews: list[tuple[int, list[Future[Sampled]]]] = []
+        self._checkpoints = Checkpoints(runtime.services, plan)
+        self._previews = Previews(runtime, plan)
         self._crew: Crew | None = None  # the other processes of a job on several devices
 
     @property
@@ -116,10 +104,11 @@ class Slice:
                 data = self._runtime.prepared(self.plan)
                 faults.point("dataset_loaded")
                 path = self._fix_path(base, data, spec)
-                found = self._load_checkpoint(data, path)
-                state, body = found if found is not None else (self._start(base, data, spec), {})
+                found = self._checkpoints.load(base, data, path)
+                state = found[0] if found else first_state(self._services.store, base, data, self.plan)
                 if self._crew is not None:
                     self._crew.join(data, spec, state, path)
+            body = dict(found[1].metrics) if found else {}
             self._run = _Run(Trainee(base, data, spec, state, path, self._crew), path, body)
             self._unpaid += time.monotonic() - began
 
@@ -127,7 +116,7 @@ class Slice:
         """The trainee for its next step; None when there is none, because the job has ended one way or another."""
         with self._attempt():
             run = self._prepared
-            self._harvest_previews(run)
+            self._previews.harvest(run.data.classes)
             if run.state.step < self.plan.spec.steps:
                 return run.trainee
             self._publish(run)
@@ -152,7 +141,7 @@ class Slice:
                 self._publish(self._run)
                 return
             try:
-                if self._run is not None and self._checkpointed != self._run.state.step:
+                if self._run is not None and self._checkpoints.step != self._run.state.step:
                     self._save_checkpoint(self._run)
             except Unavailable as error:
                 log.warning("job.checkpoint_postponed", error=str(error))
@@ -204,7 +193,7 @@ class Slice:
 
     def _halve_micro_batch(self) -> None:
         """Memory ran out: again from the last checkpoint, which is read anew, in smaller parts."""
-        path, rows, saved = self.plan.numeric_path, self.rows, self.plan.checkpoint
+        path, rows = self.plan.numeric_path, self.rows
         if path is None or (rows == 1 and self._failed_at_one):
             self._fail("out_of_memory", "a training step does not fit into the memory of this device any more")
             return
@@ -212,9 +201,7 @@ class Slice:
         path = {**path, "micro_batch": halved(rows)}
         log.warning("job.memory_ran_out", micro_batch=path["micro_batch"])
         with self._services.database.write() as session:
-            if not attempts.halve_micro_batch(
-                session, self.plan, path, 0 if saved is None else max(self._checkpointed, 0)
-            ):
+            if not attempts.halve_micro_batch(session, self.plan, path, self._checkpoints.resumes_at):
                 self._end()
         self.plan = replace(self.plan, numeric_path=path)
         self._run = None
@@ -237,7 +224,7 @@ class Slice:
         if step % spec.checkpoint_every == 0 and step < spec.steps:
             self._save_checkpoint(run)
         if spec.preview_every and (step % spec.preview_every == 0 or step == spec.steps):
-            self._draw_preview(run)
+            self._previews.draw(run.trainee)
 
     def _report(self, run: _Run, progress: Progress, is_measured: bool) -> Standing:
         with self._services.database.write() as session:
@@ -274,133 +261,21 @@ class Slice:
             self._charge(session)
         self._end()
 
-    # --- checkpoints
-
-    def _start(self, base: Base, data: TrainingData, spec: TrainSpec) -> TrainState:
-        """The base, or what the job continues from."""
-        origin = self.plan.start
-        if origin is None:
-            return start(base, data, spec)
-        try:
-            content = self._services.store.get(origin.key)
-        except ObjectMissing as error:
-            raise StartUnreadable(f"the bytes of {origin.id} are gone") from error
-        if hashlib.sha256(content).hexdigest() != origin.sha256:
-            raise StartUnreadable(f"the bytes of {origin.id} are not those that were stored")
-        if origin.kind == "adapter":
-            source = read_adapter(content, base, spec)
-        else:
-            source = read_checkpoint(content, base, spec, origin.classes)
-        return continued(base, data, spec, source)
-
-    def _load_checkpoint(
-        self, training: TrainingData, path: Mapping[str, Any]
-    ) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest that can be read, with its losses; an unreadable one is dropped for the one before."""
-        saved = self.plan.checkpoint
-        while saved is not None:
-            try:
-                data = self._services.store.get(saved.key)
-                if hashlib.sha256(data).hexdigest() == saved.sha256:
-                    device = self._device.base.device
-                    state = checkpoint.load(data, self.plan.spec.digest, training.digest, path, device)
-                    self._checkpointed = state.step
-                    return state, dict(saved.metrics)
-            except (ObjectMissing, DomainError) as error:
-                if isinstance(error, Unavailable):
-                    raise
-                log.warning("job.checkpoint_unreadable", error=str(error))
-            with self._services.database.write() as session:
-                saved = attempts.drop_checkpoint(session, self.plan)
-        return None
-
     def _save_checkpoint(self, run: _Run) -> None:
-        """Object first, pointer second: a death between the two leaves an orphan, never a dangling pointer."""
-        step = run.state.step
         self._verify(run)
-        data = checkpoint.dump(run.state, self.plan.spec.digest, run.data.digest, run.path)
-        key = keys.checkpoint(self.plan.tenant_id, self.plan.job_id, self.plan.attempt, step)
-        self._services.store.put(key, data)
-        faults.point("object_put")
-        digest = hashlib.sha256(data).hexdigest()
-        metrics = _losses(run.body)
-        with self._services.database.write() as session:
-            faults.point("before_pointer_commit")
-            attempts.add_checkpoint(
-                session, self.plan, step=step, key=key, sha256=digest, size=len(data), metrics=metrics
-            )
-        faults.point("after_pointer_commit")
-        self.plan = replace(self.plan, checkpoint=Saved(key, digest, metrics))
-        self._checkpointed = step
+        self._checkpoints.save(run.trainee, run.path, _losses(run.body))
 
     def _verify(self, run: _Run) -> None:
         """What is kept is what every process of the job has."""
         if self._crew is not None:
             self._crew.verify(run.state)
 
-    # --- previews
-
-    def _draw_preview(self, run: _Run) -> None:
-        """Put the present state's pictures among the engine's rows; they are stored when they are done."""
-        spec, step = self.plan.spec, run.state.step
-        adapter = finish(run.state, run.trainee.base, spec, run.data)
-        digest = self._preview_digest(step)
-        self._runtime.hold(digest, adapter)
-        futures = [
-            self._device.engine.submit(
-                SampleRequest(
-                    id=f"{digest}/{label}",
-                    tenant=self.plan.tenant_id,
-                    adapters=(AdapterPart(digest, 1.0, label),),
-                    seed=_PREVIEW_SEED + label,
-                    steps=spec.preview_steps,
-                    size=spec.image_size,
-                )
-            )
-            for label in range(min(len(adapter.classes), spec.preview_images))
-        ]
-        self._previews.append((step, futures))
-
-    def _preview_digest(self, step: int) -> str:
-        return f"preview:{self.plan.job_id}:{self.plan.attempt}:{step}"
-
-    def _harvest_previews(self, run: _Run, wait: bool = False) -> None:
-        """Store what is drawn. A preview that fails costs a preview, not the job."""
-        while wait and any(not future.done() for _, futures in self._previews for future in futures):
-            if not self._device.engine.step():
-                self._device.engine.wait(0.01)
-        done = [item for item in self._previews if all(future.done() for future in item[1])]
-        self._previews = [item for item in self._previews if item not in done]
-        for step, futures in done:
-            self._runtime.let_go(self._preview_digest(step))
-            try:
-                self._store_preview(run.data, step, [future.result() for future in futures])
-            except Exception:
-                log.exception("job.preview_failed", step=step)
-
-    def _store_preview(self, training: TrainingData, step: int, sampled: list[Sampled]) -> None:
-        data = encode_png(strip([result.image for result in sampled]))
-        key = keys.preview(self.plan.tenant_id, self.plan.job_id, self.plan.attempt, step)
-        self._services.store.put(key, data, "image/png")
-        labels = range(len(sampled))
-        with self._services.database.write() as session:
-            attempts.add_preview(
-                session,
-                self.plan,
-                step=step,
-                key=key,
-                sha256=hashlib.sha256(data).hexdigest(),
-                size=len(data),
-                classes=[training.classes[label] for label in labels],
-                seeds=[_PREVIEW_SEED + label for label in labels],
-            )
-
     # --- ends
 
     def _publish(self, run: _Run) -> None:
         """Bytes, then row and success in one transaction."""
         self._verify(run)
-        self._harvest_previews(run, wait=True)
+        self._previews.harvest(run.data.classes, wait=True)
         base, plan = run.trainee.base, self.plan
         metrics = _losses(run.body)
         adapter = finish(run.state, base, plan.spec, run.data, metrics)
@@ -467,10 +342,7 @@ class Slice:
         attempts.charge(session, self.plan.tenant_id, self._unpaid)
 
     def _end(self) -> None:
-        for _, futures in self._previews:
-            for future in futures:
-                future.cancel()
-        self._previews = []
+        self._previews.drop()
         self._leave_crew()
         self.is_over = True
 

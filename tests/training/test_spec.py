@@ -43,7 +43,7 @@ def test_times_are_shifted_but_for_bases_that_predict_noise(base: Base):
 @pytest.mark.parametrize("images", [2, 50, 500, 5000])
 def test_auto_stays_within_bounds_for_any_dataset(base: Base, images: int):
     spec = ask(base, images=images)
-    assert 400 <= spec.steps <= 1000
+    assert 800 <= spec.steps <= 2000
     assert spec.warmup_steps < spec.steps
     assert spec.validation_every <= spec.steps
 

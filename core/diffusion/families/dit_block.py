@@ -209,9 +209,10 @@ class _Attend(torch.autograd.Function):
         scale, nothing = q.shape[-1] ** -0.5, q.new_zeros(())
         shares = torch.baddbmm(nothing, q, k.mT, beta=0, alpha=scale).softmax(-1)  # (B heads, T, T)
         inner = torch.ops.aten._softmax_backward_data(grad @ v.mT, shares, -1, shares.dtype)
-        d_q = torch.baddbmm(nothing, inner, k, beta=0, alpha=scale)
-        d_k = torch.baddbmm(nothing, inner.mT, q, beta=0, alpha=scale)
-        d_qkv = torch.stack([d_q, d_k, shares.mT @ grad])  # (3, B heads, T, D / heads)
+        d_qkv = q.new_empty(3, *q.shape)  # (3, B heads, T, D / heads)
+        torch.baddbmm(nothing, inner, k, beta=0, alpha=scale, out=d_qkv[0])
+        torch.baddbmm(nothing, inner.mT, q, beta=0, alpha=scale, out=d_qkv[1])
+        torch.bmm(shares.mT, grad, out=d_qkv[2])
         return d_qkv.unflatten(1, (-1, heads)).permute(1, 3, 0, 2, 4).flatten(2), None
 
 
