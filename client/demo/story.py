@@ -25,7 +25,7 @@ from client.models import Model
 from client.pictures import open_picture, slices
 
 FIRST_SEED = 7
-STEPS = 260  # fewer than `auto` would take: a demo is watched
+STEPS = 520  # fewer than `auto` would take: a demo is watched
 _MOST_COLUMNS = 10
 _LETTERS = "ABCDEFGH"
 
