@@ -90,14 +90,14 @@ def resolve(
       digits on the shipped base).
     * `steps`: 800 and two more per five images, up to 2,000. A style is there after some hundred (kernel distance to
       line art 474 after 220, 433 after 440 with the rate below), what a class looks like takes longer: of 200 digits
-      drawn 0.64 are the one asked for after 520 steps, 0.86 after 1,040, 0.92 after 1,560.
+      drawn 0.69 are the one asked for after 520 steps, 0.88 after 1,040 (benchmarks.digits).
     * `learning_rate` ten times the base's own, the paper's best; where the base does not say, 1e-4 at the width of
       DiT-XL and more in proportion for a narrower one (on the shipped base 1e-2 ended at 0.236, 3e-3 at 0.249, 1e-3
       at 0.272). A short warm-up lets Adam's second moment fill.
     * `rate_decay` 0.7: 440 steps whose rate falls to zero over the last 70 % end where 1,320 at a constant rate do
       (kernel distance 501 against 504; 660 constant ones 559; line art, shipped base, docs/log.md).
-    * `time_shift` 3: what a class looks like as a whole is decided where noise prevails, and a job is short (of 100
-      digits drawn 65 are the one that was asked for, 41 with uniform times; docs/log.md). Uniform, as in the paper, for
+    * `time_shift` 3: what a class looks like as a whole is decided where noise prevails, and a job is short (of 200
+      digits drawn 0.88 are the one that was asked for, 0.63 with uniform times; benchmarks.digits). Uniform, as in the paper, for
       bases that predict ε: not measured there.
     * `ema_decay` 0.999 with warm-up min(d, (1+k)/(10+k)), so that a short job's average forgets its first steps.
     * `image_size` the base's own: twice that costs about five times as much a step.
