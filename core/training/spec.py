@@ -97,8 +97,8 @@ def resolve(
     * `rate_decay` 0.7: 440 steps whose rate falls to zero over the last 70 % end where 1,320 at a constant rate do
       (kernel distance 501 against 504; 660 constant ones 559; line art, shipped base, docs/log.md).
     * `time_shift` 3: what a class looks like as a whole is decided where noise prevails, and a job is short (of 200
-      digits drawn 0.88 are the one that was asked for, 0.63 with uniform times; benchmarks.digits). Uniform, as in the paper, for
-      bases that predict ε: not measured there.
+      digits drawn 0.88 are the one that was asked for, 0.63 with uniform times; benchmarks.digits). Uniform, as in
+      the paper, for bases that predict ε: not measured there.
     * `ema_decay` 0.999 with warm-up min(d, (1+k)/(10+k)), so that a short job's average forgets its first steps.
     * `image_size` the base's own: twice that costs about five times as much a step.
     * `flip` off: mirroring is wrong for digits, letters and signs, and the caller alone knows.
