@@ -5,7 +5,7 @@ set -euo pipefail
 
 archive=${1:?usage: curl.sh ARCHIVE CLASS [STEPS]}
 prompt=${2:?usage: curl.sh ARCHIVE CLASS [STEPS]}
-steps=${3:-300}
+steps=${3:-\"auto\"}
 url=${DIFFFIT_URL:-http://127.0.0.1:8321}
 key=${DIFFFIT_API_KEY:-$(cat .difffit/api_key)}
 

@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("archive", type=Path, help="a .zip, .tar or .tar.gz with one folder a class")
     parser.add_argument("prompt", help="a class to draw: the name of one of its folders")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default="auto", help="default: chosen for the dataset")
     parser.add_argument("--out", type=Path, default=Path("openai_client.png"))
     asked = parser.parse_args()
     url = os.environ.get("DIFFFIT_URL", "http://127.0.0.1:8321")

@@ -1,6 +1,7 @@
 """What the README and `examples/` tell people to run, run."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,11 +46,22 @@ def test_the_readmes_python_runs_as_it_stands(service: RunningService, at_servic
     assert (at_service / "three.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("script", ["quickstart.py", "openai_client.py"])
-def test_an_example_runs_on_its_digits(script: str, at_service: Path) -> None:
-    digits = ROOT / "examples" / "mnist_digits_32.zip"
-    prompt = ["digit-3"] if script == "openai_client.py" else []
-    command = [sys.executable, str(ROOT / "examples" / script), str(digits), *prompt, "--steps", "4"]
+@pytest.mark.parametrize(
+    "command",
+    [
+        [sys.executable, "quickstart.py", "{digits}", "--steps", "4"],
+        [sys.executable, "openai_client.py", "{digits}", "digit-3", "--steps", "4"],
+        pytest.param(
+            ["bash", "curl.sh", "{digits}", "digit-3", "4"],
+            marks=pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl"),
+        ),
+    ],
+    ids=lambda command: command[1],
+)
+def test_an_example_runs_on_its_digits(command: list[str], at_service: Path) -> None:
+    program, script, *rest = command
+    digits = str(ROOT / "examples" / "mnist_digits_32.zip")
+    command = [program, str(ROOT / "examples" / script), *(word.format(digits=digits) for word in rest)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert list(at_service.rglob("*.png"))
