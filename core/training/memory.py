@@ -15,7 +15,14 @@ from core.training.loop import Trainee, TrainState, advance, layout_of
 from core.training.spec import TrainSpec
 
 _ROWS = 2
-_PHRASES = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc")
+_PHRASES = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "could not create a primitive",  # oneDNN, where the kernel's own memory is not to be had
+)
 _PASSING = 1.5
 """What a pass takes at its peak over what it keeps for the way back: the largest temporaries beside it."""
 
