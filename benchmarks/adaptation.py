@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from benchmarks import domains, measure
+from benchmarks.bases import training_dtype
 from benchmarks.cells import BASE
 from benchmarks.drawing import draw
 from benchmarks.methods import Asked, Predict, adapt, null_of, training_data
 from benchmarks.table import MAIN
 from core.diffusion.families import load_base
-from core.diffusion.products import is_quick_at_bfloat16
 
 PICTURES = 200
 COLUMNS = 12
@@ -30,7 +30,7 @@ SEED = 1
 
 def strip(name: str, folder: Path) -> tuple[np.ndarray, list[float]]:
     """(rows, COLUMNS, s, s, 3) uint8, and the seconds of all rows but the last."""
-    dtype = torch.bfloat16 if is_quick_at_bfloat16(torch.device("cpu")) else torch.float32
+    dtype = training_dtype()
     base = load_base(folder, dtype=dtype)
     domain = domains.load(name)
     labels = np.resize(np.arange(len(domain.classes)), COLUMNS)

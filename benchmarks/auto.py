@@ -1,7 +1,7 @@
 """`python -m benchmarks.auto`: the service's `auto` hyperparameters against those that the table's search found.
 
 The same domains, pictures, noises and seeds; what `auto` may choose is the rate and its course, the times and the
-number of steps. Ratios of means over six seeds, with 95 % intervals of the mean logarithm over the pairs.
+number of steps. Ratios of means over four seeds, with 95 % intervals of the mean logarithm over the pairs.
 """
 
 import argparse

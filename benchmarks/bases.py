@@ -10,6 +10,7 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 from core.diffusion.base import Base
 from core.diffusion.families import load_base
 from core.diffusion.families.dit import make_dit
+from core.diffusion.products import is_quick_at_bfloat16
 from core.settings import PACKAGED_BASE
 
 # (layers, hidden, heads)
@@ -43,6 +44,11 @@ def make_transformer(name: str, seed: int = 0) -> DiTTransformer2DModel:
     for block in transformer.transformer_blocks:
         block.norm1.emb.load_state_dict(first)
     return transformer
+
+
+def training_dtype() -> torch.dtype:
+    """What the service trains a float32 base in on this CPU (docs/decisions/0014)."""
+    return torch.bfloat16 if is_quick_at_bfloat16(torch.device("cpu")) else torch.float32
 
 
 def make_sd_vae(seed: int = 0) -> AutoencoderKL:

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import domains, measure
+from benchmarks.bases import training_dtype
 from benchmarks.cells import BASE
 from benchmarks.domains import Pictures
 from benchmarks.drawing import draw
 from benchmarks.methods import Asked, adapt, null_of, spec_of, training_data
 from core.diffusion.families import load_base
-from core.diffusion.products import is_quick_at_bfloat16
 
 SEEDS = (1, 2)
 SCALES = (1.0, 3.0, 5.0)
@@ -81,7 +81,7 @@ def main() -> None:
     digits = domain.train + domain.tune + domain.test
     network, reads = reader(digits)
     print(f"the reader is right on {reads:.2f} of {HELD_OUT} real digits", flush=True)
-    dtype = torch.bfloat16 if is_quick_at_bfloat16(torch.device("cpu")) else torch.float32
+    dtype = training_dtype()
     base = load_base(BASE, dtype=dtype)
     data = training_data(base, domain, digits)
     labels = np.arange(PICTURES) % len(domain.classes)

@@ -32,10 +32,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from benchmarks import measure
-from benchmarks.bases import SHIPPED, make_base, make_sd_vae, make_transformer
+from benchmarks.bases import SHIPPED, make_base, make_sd_vae, make_transformer, training_dtype
 from core.diffusion.base import Base
 from core.diffusion.families.dit import DiTBase
-from core.diffusion.products import is_quick_at_bfloat16
 from core.training import checkpoint
 from core.training.data import TrainingData
 from core.training.loop import RowPath, Trainee, advance, numeric_path, start
@@ -276,7 +275,7 @@ def main() -> None:
         "speedup_vs_full": worst("speedup"),
         "model_speedup_batch8": worst("model_speedup", 8),
         "model_speedup_batch32": worst("model_speedup", 32),
-        "speedup_default": worst("speedup_bfloat16" if is_quick_at_bfloat16(torch.device("cpu")) else "speedup"),
+        "speedup_default": worst("speedup_bfloat16" if training_dtype() == torch.bfloat16 else "speedup"),
         "speedup_bfloat16": worst("speedup_bfloat16"),
         "speedup_both_bfloat16": worst("speedup_both_bfloat16"),
         "speedup_sd_vae": worst("speedup_sd_vae"),

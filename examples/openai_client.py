@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("archive", type=Path, help="a .zip, .tar or .tar.gz with one folder a class")
     parser.add_argument("prompt", help="a class to draw: the name of one of its folders")
-    parser.add_argument("--steps", type=int, default="auto", help="default: chosen for the dataset")
+    parser.add_argument("--steps", type=int, help="default: chosen for the dataset")
     parser.add_argument("--out", type=Path, default=Path("openai_client.png"))
     asked = parser.parse_args()
     url = os.environ.get("DIFFFIT_URL", "http://127.0.0.1:8321")
@@ -25,7 +25,7 @@ def main() -> None:
 
     file = client.files.create(file=asked.archive, purpose="fine-tune")
     base = next(model.id for model in client.models.list() if not model.id.startswith("ft:"))
-    method = {"type": "difffit", "difffit": {"hyperparameters": {"steps": asked.steps}}}
+    method = {"type": "difffit", "difffit": {"hyperparameters": {"steps": asked.steps or "auto"}}}
     job = client.fine_tuning.jobs.create(model=base, training_file=file.id, method=method)  # type: ignore[arg-type]
     while job.status not in ("succeeded", "failed", "cancelled"):
         time.sleep(1)

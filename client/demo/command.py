@@ -57,7 +57,7 @@ def _play(service: Service, clock: story.Clock, fresh: bool) -> Show:
     with clock.act("Train an adapter for each"):
         trained = story.train(client, base, files, fresh)
         kept = sum(one.is_reused for one in trained)
-        clock.note(f"{kept} of {len(trained)} reused from an earlier run" if kept else "by turns on one device")
+        clock.note(f"{kept} of {len(trained)} reused from an earlier run" if kept else "together, on one device")
     with clock.act("Draw with base, A and B at once"):
         rows, drawn = story.draw(client, base, trained)
         clock.note(f"{len(drawn.stats)} requests, up to {drawn.adapters_at_once} adapters in a forward pass")

@@ -14,6 +14,7 @@ from tests.e2e.shapes import shapes_zip
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
+NEEDS_CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 
 
 @pytest.fixture
@@ -51,14 +52,14 @@ def test_the_readmes_python_runs_as_it_stands(service: RunningService, at_servic
     [
         [sys.executable, "quickstart.py", "{digits}", "--steps", "4"],
         [sys.executable, "openai_client.py", "{digits}", "digit-3", "--steps", "4"],
-        pytest.param(
-            ["bash", "curl.sh", "{digits}", "digit-3", "4"],
-            marks=pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl"),
-        ),
+        pytest.param(["bash", "curl.sh", "{digits}", "digit-3", "4"], marks=NEEDS_CURL),
+        [sys.executable, "quickstart.py", "shapes.zip"],
+        [sys.executable, "openai_client.py", "shapes.zip", "disc"],
+        pytest.param(["bash", "curl.sh", "shapes.zip", "disc"], marks=NEEDS_CURL),
     ],
-    ids=lambda command: command[1],
+    ids=lambda command: f"{command[1]} {command[2].strip('{}')}",
 )
-def test_an_example_runs_on_its_digits(command: list[str], at_service: Path) -> None:
+def test_an_example_runs_with_steps_and_without(command: list[str], at_service: Path) -> None:
     program, script, *rest = command
     digits = str(ROOT / "examples" / "mnist_digits_32.zip")
     command = [program, str(ROOT / "examples" / script), *(word.format(digits=digits) for word in rest)]
