@@ -15,10 +15,9 @@ from PIL import Image
 
 from benchmarks import domains, measure
 from benchmarks.bases import training_dtype
-from benchmarks.cells import BASE
+from benchmarks.cells import BASE, MAIN
 from benchmarks.drawing import draw
 from benchmarks.methods import Asked, Predict, adapt, null_of, training_data
-from benchmarks.table import MAIN
 from core.diffusion.families import load_base
 
 PICTURES = 200

@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import domains, measure
-from benchmarks.cells import BASE, RESULTS, Cell, Place, run_cells
-from benchmarks.table import MAIN, SIZES, Table, at, kernel, paired
+from benchmarks.cells import BASE, MAIN, RESULTS, Cell, Place, at, kernel, run_cells
+from benchmarks.plan import SIZES, PaperTable
+from benchmarks.table import paired
 
 SEEDS = (1, 2, 3, 4)  # one more than the table has: a domain's mean of three is worth some 8 %
 
@@ -25,7 +26,7 @@ def main() -> None:
     args = parser.parse_args()
     names = domains.MEASURED
     place = Place.open(args.base, names, args.results)
-    table = Table(place, names, SIZES, 0 if args.quick else args.workers)
+    table = PaperTable(place, names, SIZES["paper"], 0 if args.quick else args.workers)
     table.tune_rates()
     table.tune_scales()
     wanted = [(name, seed) for name in names for seed in SEEDS]
@@ -50,10 +51,10 @@ def main() -> None:
     measure.record("auto", result, SEEDS[0], keep=not args.quick)
 
 
-def _tuned(table: Table, name: str, seed: int) -> Cell:
+def _tuned(table: PaperTable, name: str, seed: int) -> Cell:
     """The table's own cell; of seeds that it does not have, one with our guidance alone."""
     cell = table.cell("difffit", name, seed)
-    return cell if seed in SIZES.seeds else replace(cell, draws=(MAIN,))
+    return cell if seed in table.sizes.seeds else replace(cell, draws=(MAIN,))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ read, not run; a run that was stopped goes on where it was.
 import functools
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import time
@@ -15,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,6 +28,13 @@ AUTO_VERSION = 3  # of what `auto` chooses: raise it and every kept cell without
 RESULTS = Path(__file__).parent / "results" / "table"
 SHEETS = Path(__file__).parent / ".work" / "sheets"
 BASE = Path(__file__).parent.parent / "models" / "emoji-dit-64"
+
+Draw = tuple[Guidance, float]
+MAIN: Draw = ("cfg", 3.0)  # the service's default
+DOMAIN: Draw = ("domain", 2.0)
+Recipe = Literal["paper", "service"]
+"""`paper`: a constant rate, uniform times, float32. `service`: as its jobs train: the rate falls, times are shifted,
+products in bfloat16 (as jobs have them on CPUs that are quick at it, docs/decisions/0014)."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +50,37 @@ class Cell:
     train_images: int
     against: str
     pictures: int
-    draws: tuple[tuple[Guidance, float], ...]
+    draws: tuple[Draw, ...]
     watch: tuple[int, ...] = ()
+    recipe: Recipe = "paper"
 
     def name(self, base_fingerprint: str, domain_digest: str) -> str:
-        version = [VERSION] if self.learning_rate is not None or self.method == "base" else [VERSION, AUTO_VERSION]
-        body = json.dumps([*version, base_fingerprint, domain_digest, asdict(self)], sort_keys=True)
+        is_given = self.learning_rate is not None and self.recipe == "paper"
+        version = [VERSION] if is_given or self.method == "base" else [VERSION, AUTO_VERSION]
+        settings = asdict(self)
+        if self.recipe == "paper":
+            del settings["recipe"]  # as the cells are named that were kept before there was another
+        body = json.dumps([*version, base_fingerprint, domain_digest, settings], sort_keys=True)
         rate = "auto" if self.learning_rate is None else f"{self.learning_rate:g}"
         short = hashlib.sha256(body.encode()).hexdigest()[:10]
         return f"{self.domain}-{self.method}-{rate}-s{self.seed}-n{self.train_images}-{short}"
 
 
 Result = dict[str, Any]
+
+
+def at(result: Result, draw: Draw) -> Result:
+    """What was measured of pictures that were drawn so."""
+    return next(one for one in result["draws"] if (one["guidance"], one["scale"]) == draw)
+
+
+def kernel(draw: Result) -> float:
+    return draw["kernel_distance"]["value"]
+
+
+def log_distance(distance: float) -> float:
+    """Of an unbiased estimate, which may fall below zero."""
+    return math.log(max(distance, 1e-3))
 
 
 @dataclass(frozen=True)
@@ -139,7 +166,7 @@ def run_cell(place: Place, cell: Cell) -> Result:
     pool = domain.train + domain.tune if cell.train_images > len(domain.train) else domain.train
     pictures = pool.head(cell.train_images)
     data = methods.training_data(base, domain, pictures)
-    asked = methods.Asked(cell.method, cell.steps, cell.batch_size, cell.learning_rate, cell.seed)
+    asked = methods.Asked(cell.method, cell.steps, cell.batch_size, cell.learning_rate, cell.seed, recipe=cell.recipe)
     null = methods.null_of(base)
     draws: list[Result] = []
 

@@ -9,8 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.cells import BASE, RESULTS, Cell, Place, Result, run_cells
-from benchmarks.table import MAIN, SIZES, TUNING_DOMAINS, Table
+from benchmarks.cells import BASE, MAIN, RESULTS, Cell, Place, Result, run_cells
+from benchmarks.plan import SIZES, TUNING_DOMAINS, PaperTable
 
 METHODS = ("difffit", "full")
 COUNTS = (20, 50, 100, 300)
@@ -30,7 +30,7 @@ def cells(rates: dict[str, float]) -> list[Cell]:
             method=method,
             learning_rate=rates[method],
             steps=steps,
-            batch_size=SIZES.batch_size,
+            batch_size=SIZES["paper"].batch_size,
             seed=SEED,
             train_images=count,
             against="test",
@@ -69,7 +69,7 @@ def main() -> None:
     args = parser.parse_args()
     place = Place.open(args.base, TUNING_DOMAINS, args.results)
     workers = 0 if args.quick else args.workers
-    rates = Table(place, TUNING_DOMAINS, SIZES, workers).tune_rates()
+    rates = PaperTable(place, TUNING_DOMAINS, SIZES["paper"], workers).tune_rates()
     found = show(run_cells(place, cells(rates), workers))
     last = str(STEPS)
     ratios = {count: round(found["difffit"][count][last] / found["full"][count][last], 4) for count in found["full"]}

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.cells import Recipe
 from benchmarks.domains import Domain, Pictures
 from core.adapters import format as adapter_format
 from core.diffusion.base import Base
@@ -61,7 +62,8 @@ class Adapted:
 
 @dataclass(frozen=True)
 class Asked:
-    """How to train. None is the service's `auto`; a given rate is constant and its times uniform, as in the paper."""
+    """How to train. Where steps or rate are None they are the service's `auto`, and with `auto`'s rate go its course
+    and times, whatever the recipe."""
 
     method: str
     steps: int | None
@@ -69,6 +71,7 @@ class Asked:
     learning_rate: float | None
     seed: int
     more: Mapping[str, object] = field(default_factory=dict)  # other hyperparameters than `auto`'s
+    recipe: Recipe = "paper"
 
 
 def spec_of(asked: Asked, summary: BaseSummary, pictures: int, classes: int) -> TrainSpec:
@@ -81,7 +84,9 @@ def spec_of(asked: Asked, summary: BaseSummary, pictures: int, classes: int) -> 
     if asked.steps is not None:
         given["steps"] = asked.steps
     if asked.learning_rate is not None:
-        given |= {"learning_rate": asked.learning_rate, "rate_decay": 0.0, "time_shift": 1.0}
+        given["learning_rate"] = asked.learning_rate
+        if asked.recipe == "paper":
+            given |= {"rate_decay": 0.0, "time_shift": 1.0}
     return resolve({**given, **asked.more}, images=pictures, classes=classes, base=summary, seed=asked.seed)
 
 
@@ -100,14 +105,19 @@ def adapt(
     watch: Callable[[int, Predict], None] | None = None,
     watch_every: int = 0,
 ) -> Adapted:
-    """Train by a method. `base` stays as it is; `watch` sees the averaged weights every so many steps."""
+    """Train by a method. `base` stays as it is; `watch` sees the averaged weights every so many steps.
+
+    They are drawn by `base` and in its type, whatever type the recipe trains in.
+    """
     spec = spec_of(asked, base.summary, len(data.train), len(data.classes))
+    dtype = torch.bfloat16 if asked.recipe == "service" else base.dtype
     if asked.method == "base":
         state = start(base, data, spec)
         return Adapted(_predictor(base, data, spec, state), 0, 0, 0.0, 0, [])
     if asked.method in _OURS:
-        return _ours(base, data, spec, watch, watch_every)
-    return _others(folder, base, data, spec, asked.method, watch, watch_every)
+        trained = base if dtype == base.dtype else load_base(folder, dtype=dtype, name=base.name)
+        return _ours(base, trained, data, spec, watch, watch_every)
+    return _others(folder, base, data, spec, asked.method, dtype, watch, watch_every)
 
 
 def null_of(base: Base) -> Predict:
@@ -124,20 +134,25 @@ def null_of(base: Base) -> Predict:
 
 
 def _ours(
-    base: Base, data: TrainingData, spec: TrainSpec, watch: Callable[[int, Predict], None] | None, watch_every: int
+    base: Base,
+    trained: Base,
+    data: TrainingData,
+    spec: TrainSpec,
+    watch: Callable[[int, Predict], None] | None,
+    watch_every: int,
 ) -> Adapted:
-    state = start(base, data, spec)
-    path = numeric_path(base, spec, rows="fused")
+    state = start(trained, data, spec)
+    path = numeric_path(trained, spec, rows="fused")
     losses: list[float] = []
     peak, seconds = Peak(), 0.0
     began = time.process_time()
-    for progress in fit(base, data, spec, state, path):
+    for progress in fit(trained, data, spec, state, path):
         seconds += time.process_time() - began
         losses.append(progress.loss)
         if watch is not None and progress.step % watch_every == 0:
             watch(progress.step, _predictor(base, data, spec, state))
         began = time.process_time()
-    adapter = finish(state, base, spec, data)
+    adapter = finish(state, trained, spec, data)
     size = len(adapter_format.save(adapter))
     return Adapted(_predictor(base, data, spec, state), adapter.parameter_count, size, seconds, peak.bytes(), losses)
 
@@ -196,6 +211,7 @@ def _others(
     data: TrainingData,
     spec: TrainSpec,
     method: str,
+    dtype: torch.dtype,
     watch: Callable[[int, Predict], None] | None,
     watch_every: int,
 ) -> Adapted:
@@ -215,7 +231,9 @@ def _others(
         draw = trainee.draw()
         x_t = base.schedule.add_noise(draw.x0, draw.eps, draw.t)
         rows = trainee.class_rows(table, draw.labels)
-        out = base.forward(x_t, base.schedule.times[draw.t], None, rows).float()
+        # Weights and their moments stay float32: only the products are of the type.
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            out = base.forward(x_t, base.schedule.times[draw.t], None, rows).float()
         loss = row_losses(base.schedule, out, draw.x0, draw.eps, x_t, draw.t, base.learned_sigma).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -1,11 +1,10 @@
 """`python -m benchmarks.table`: methods × domains × seeds, as the paper's tables have them, at small scale.
 
-Every method sees the same pictures, noises and steps, and finds its learning rate by the same search: three rates on
-two of the domains (one at the edge asks for the next), one seed, measured on pictures that serve nothing else, drawn
-with domain guidance; the scale of classifier-free guidance likewise. Then three seeds on every domain against its
-held-out part, a seed after another. Methods are compared by classifier-free guidance, which measured best, ablations
-by domain guidance. Cells are kept in `benchmarks/results/table/`: a stopped run goes on, and `--quick` reads what is
-there.
+Twice: with the paper's recipe (a constant rate, uniform times, 220 steps; ablations and other guidance as well), and
+with the one that the service's jobs train by (`--recipe service`: the rate falls, times are shifted, `auto`'s steps).
+`benchmarks.plan` says how rates are searched and cells chosen. Methods are compared by classifier-free guidance, which
+measured best, ablations by domain guidance. Cells are kept in `benchmarks/results/table/`: a stopped run goes on, and
+`--quick` reads what is there of both.
 """
 
 import argparse
@@ -13,181 +12,18 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import domains
-from benchmarks.cells import BASE, RESULTS, Cell, Place, Result, run_cells
-from core.diffusion.guidance import Guidance
+from benchmarks.cells import BASE, DOMAIN, MAIN, RESULTS, Draw, Place, Recipe, Result, kernel, log_distance
+from benchmarks.plan import ABLATED, COMPARED, GUIDED, SIZES, PaperTable, Table
 
-TUNING_SEED = 100
-COMPARED = ("difffit", "full", "lora-fair", "bitfit")  # three seeds; BitFit is DiffFit with γ nowhere
-ABLATED = ("difffit-all", "lora-qkv", "modules")  # one
-GUIDED: tuple[str, ...] = ("difffit", "full")
-RATES = {
-    "full": (1e-4, 3e-4, 1e-3),
-    "bitfit": (3e-3, 1e-2, 3e-2),
-    "difffit": (3e-3, 1e-2, 3e-2),
-    "lora-fair": (1e-3, 3e-3, 1e-2),
-}
-TUNED_AS = {"difffit-all": "difffit", "lora-qkv": "lora-fair", "modules": "lora-fair"}
-TUNING_DOMAINS = ("lineart", "game")  # colour and black, so that the other domains show how a choice carries over
-TUNING_PICTURES = 60
-EXTENSIONS = 2
-SCALES = (1.5, 2.0, 3.0)
-Draw = tuple[Guidance, float]
-MAIN: Draw = ("cfg", 3.0)  # the service's default
-DOMAIN: Draw = ("domain", 2.0)  # what rates are searched by, and ablations compared by
 # t quantiles at 97.5 % by degrees of freedom, as far as they are needed here
 _T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26, 10: 2.23, 11: 2.20, 12: 2.18,
       13: 2.16, 14: 2.14, 15: 2.13}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Sizes:
-    steps: int
-    batch_size: int
-    train_images: int
-    pictures: int
-    seeds: tuple[int, ...]
-
-
-SIZES = Sizes(steps=220, batch_size=8, train_images=200, pictures=200, seeds=(1, 2, 3))
-
-
-class Table:
-    """Three stages: rates, guidance scales, the figures. Each needs the one before."""
-
-    def __init__(self, place: Place, names: Sequence[str], sizes: Sizes, workers: int) -> None:
-        self.place, self.names, self.sizes, self.workers = place, list(names), sizes, workers
-        self.tuned_on = [name for name in names if name in TUNING_DOMAINS] or self.names[:1]
-        self.rates: dict[str, float] = {}  # of each method
-        self.scales: dict[str, float] = {}  # of classifier-free guidance, of each method
-
-    def tune_rates(self) -> dict[str, float]:
-        """Of each method, the rate whose kernel distance has the least mean logarithm over the tuning domains."""
-        tried = {method: list(rates) for method, rates in RATES.items()}
-        for _ in range(EXTENSIONS + 1):
-            asked = [(method, rate) for method, rates in tried.items() for rate in rates]
-            distances = self._distances(asked, (DOMAIN,))
-            is_settled = True
-            for method, rates in tried.items():
-                best = min(rates, key=lambda rate: distances[method, rate, DOMAIN])
-                self.rates[method] = best
-                if best in (min(rates), max(rates)):
-                    rates.append(_next_rate(best, upward=best == max(rates)))
-                    is_settled = False
-            if is_settled:
-                break
-        return self.rates
-
-    def tune_scales(self) -> None:
-        """The scale of classifier-free guidance likewise, at the rate found. Domain guidance keeps the service's."""
-        draws: tuple[Draw, ...] = tuple(("cfg", scale) for scale in SCALES)
-        distances = self._distances([(method, self.rates[method]) for method in GUIDED], draws)
-        for method in GUIDED:
-            found = {draw: distances[method, self.rates[method], draw] for draw in draws}
-            self.scales[method] = min(found, key=lambda draw: found[draw])[1]
-
-    def _distances(
-        self, asked: Sequence[tuple[str, float]], draws: tuple[Draw, ...]
-    ) -> dict[tuple[str, float, Draw], float]:
-        """Mean log kernel distance over the tuning domains by (method, rate, draw)."""
-        tried = [(method, rate) for method, rate in asked for _ in self.tuned_on]
-        cells = [self.tuning_cell(method, name, rate, draws) for method, rate in asked for name in self.tuned_on]
-        logs: dict[tuple[str, float, Draw], list[float]] = defaultdict(list)
-        for (method, rate), result in zip(tried, run_cells(self.place, cells, self.workers), strict=True):
-            for draw in draws:
-                logs[method, rate, draw].append(_log(kernel(at(result, draw))))
-        return {key: float(np.mean(values)) for key, values in logs.items()}
-
-    def tuning_cell(self, method: str, name: str, rate: float, draws: tuple[Draw, ...]) -> Cell:
-        return Cell(
-            domain=name,
-            method=method,
-            learning_rate=rate,
-            steps=self.sizes.steps,
-            batch_size=self.sizes.batch_size,
-            seed=TUNING_SEED,
-            train_images=self.sizes.train_images,
-            against="tune",
-            pictures=min(TUNING_PICTURES, self.sizes.pictures),
-            draws=draws,
-        )
-
-    def cells(self) -> list[Cell]:
-        """What the table shows."""
-        first = self.sizes.seeds[0]
-        cells = [self.cell(m, name, seed) for seed in self.sizes.seeds for m in COMPARED for name in self.names]
-        cells += [
-            replace(cell, draws=(MAIN,)) for cell in cells if all(guidance != "cfg" for guidance, _ in cell.draws)
-        ]
-        cells += [replace(self.cell("bitfit", name, first), method="base", learning_rate=None) for name in self.names]
-        return cells + [self.cell(method, name, first) for name in self.names for method in ABLATED]
-
-    def cell(self, method: str, name: str, seed: int) -> Cell:
-        draws: list[Draw] = [DOMAIN]
-        is_first = seed == self.sizes.seeds[0]
-        if method in GUIDED and (is_first or method == "difffit"):
-            draws.append(("cfg", self.scales[method]))
-        if method in GUIDED and is_first:
-            draws.append(("none", 1.0))
-        return replace(
-            self.tuning_cell(method, name, self.rates[TUNED_AS.get(method, method)], (DOMAIN,)),
-            seed=seed,
-            against="test",
-            pictures=self.sizes.pictures,
-            draws=tuple(draws),
-        )
-
-    def run(self) -> list[Result]:
-        self.tune_rates()
-        print("rates:", self.rates, flush=True)
-        self.tune_scales()
-        print("scales:", self.scales, flush=True)
-        return run_cells(self.place, self.cells(), self.workers)
-
-    def estimate(self) -> float:
-        """Seconds of the whole run on idle cores, from what a step and a picture cost where this was written."""
-        self.rates = {method: rates[0] for method, rates in RATES.items()}
-        self.scales = dict.fromkeys(GUIDED, 3.0)
-        searched = sum(
-            self._seconds(self.tuning_cell(method, name, rates[0], (DOMAIN,))) * (len(rates) + 0.6)
-            for method, rates in RATES.items()
-            for name in self.tuned_on
-        )
-        draws = (DOMAIN,) * len(SCALES)
-        searched += sum(self._seconds(self.tuning_cell(m, n, 1.0, draws)) for m in GUIDED for n in self.tuned_on)
-        return (searched + sum(self._seconds(cell) for cell in self.cells())) / self.workers
-
-    def _seconds(self, cell: Cell) -> float:
-        step = {"full": 0.4, "base": 0.0}.get(cell.method, 0.25) * self.sizes.batch_size / 8
-        picture = sum(0.22 if guidance == "none" else 0.42 for guidance, _ in cell.draws)
-        return 12 + self.sizes.steps * step + cell.pictures * picture
-
-
-def _next_rate(rate: float, upward: bool) -> float:
-    """1, 3, 10, 30, …"""
-    exponent = round(2 * math.log10(rate)) + (1 if upward else -1)
-    return round((1.0 if exponent % 2 == 0 else 3.0) * 10.0 ** (exponent // 2), 10)
-
-
-def at(result: Result, draw: Draw) -> Result:
-    return next(one for one in result["draws"] if (one["guidance"], one["scale"]) == draw)
-
-
-def kernel(draw: Result) -> float:
-    return draw["kernel_distance"]["value"]
-
-
-def _log(distance: float) -> float:
-    """Of an unbiased estimate, which may fall below zero."""
-    return math.log(max(distance, 1e-3))
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def summarise(results: Sequence[Result]) -> Result:
@@ -226,7 +62,7 @@ def paired(pairs: dict[tuple[str, int], tuple[float, float]]) -> Result:
     ours, theirs = np.array([*pairs.values()]).T
     by_domain: dict[str, list[float]] = defaultdict(list)
     for (name, _), (a, b) in pairs.items():
-        by_domain[name].append(_log(a) - _log(b))
+        by_domain[name].append(log_distance(a) - log_distance(b))
     logs = [value for values in by_domain.values() for value in values]
     low, high = _interval(logs, len(logs) - 1, float(np.std(logs, ddof=1)) if len(logs) > 1 else 0.0)
     freedom = sum(len(values) - 1 for values in by_domain.values())
@@ -305,13 +141,12 @@ def _line(title: str, row: Result) -> str:
     return f"{title:28} {row['ratio']:.3f} ({pairs}): {verdicts}"
 
 
-def kept(results: Path, base_fingerprint: str) -> tuple[str, list[Result]]:
+def kept(results: Path, base_fingerprint: str, recipe: Recipe = "paper") -> tuple[str, list[Result]]:
     """The table's cells of this base, else of the base with the most of them."""
     by_base: dict[str, list[Result]] = {}
     for folder in sorted(results.glob("*")):
         cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-        shown = [r for r in cells if r["cell"]["against"] == "test" and r["cell"]["learning_rate"] is not None]
-        shown = [r for r in shown if not r["cell"]["watch"]] + [r for r in cells if r["cell"]["method"] == "base"]
+        shown = [result for result in cells if _is_shown(result["cell"], recipe)]
         if shown:
             by_base[folder.name] = shown
     if not by_base:
@@ -324,46 +159,75 @@ def kept(results: Path, base_fingerprint: str) -> tuple[str, list[Result]]:
     return chosen, [result for result in by_base[chosen] if _sizes_of(result) == common]
 
 
+def _is_shown(cell: Result, recipe: Recipe) -> bool:
+    """Not what rates were searched by, what `auto` chose, or a course over time."""
+    is_given = cell["learning_rate"] is not None or cell["method"] == "base"
+    is_final = cell["against"] == "test" and not cell["watch"]
+    return is_given and is_final and cell.get("recipe", "paper") == recipe
+
+
 def _sizes_of(result: Result) -> tuple[object, ...]:
     return tuple(result["cell"][field] for field in ("steps", "batch_size", "train_images", "pictures"))
+
+
+def show_kept(results: Path, base_fingerprint: str) -> Result:
+    """Print both tables; the summary of the paper's recipe, the service's beside it."""
+    summaries: dict[Recipe, Result] = {}
+    for recipe in SIZES:
+        base, cells = kept(results, base_fingerprint, recipe)
+        if cells:
+            print(f"\nthe {recipe}'s recipe, kept results of base {base}")
+            summaries[recipe] = {**present(cells), "base": base, "cells": len(cells)}
+    if not summaries:
+        raise FileNotFoundError(f"no kept results in {results}: run without --quick first")
+    return {**summaries.pop("paper", {}), **summaries}
+
+
+def present(results: Sequence[Result]) -> Result:
+    show(results)
+    summary = summarise(results)
+    show_summary(summary)
+    return summary
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="read the kept results, run nothing")
     parser.add_argument("--plan", action="store_true", help="say how long it will take, run nothing")
+    parser.add_argument("--recipe", choices=list(SIZES), default="paper")
     parser.add_argument("--base", type=Path, default=BASE)
     parser.add_argument("--domains", nargs="+", choices=domains.NAMES, default=list(domains.MEASURED))
-    parser.add_argument("--steps", type=int, default=SIZES.steps)
-    parser.add_argument("--batch-size", type=int, default=SIZES.batch_size)
-    parser.add_argument("--train-images", type=int, default=SIZES.train_images)
-    parser.add_argument("--pictures", type=int, default=SIZES.pictures)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SIZES.seeds))
+    parser.add_argument("--steps", type=int, help="of every method (default: the recipe's)")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--train-images", type=int)
+    parser.add_argument("--pictures", type=int)
+    parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.quick:
-        base, results = kept(args.results, Place.open(args.base, ()).base_fingerprint)
-        if not results:
-            parser.error(f"no kept results in {args.results}: run without --quick first")
-        print(f"kept results of base {base}")
-    else:
-        place = Place.open(args.base, args.domains, args.results)
-        sizes = Sizes(args.steps, args.batch_size, args.train_images, args.pictures, tuple(args.seeds))
-        table = Table(place, args.domains, sizes, args.workers)
-        hours = table.estimate() / 3600
-        print(
-            f"{', '.join(args.domains)}: about {hours:.1f} h on {args.workers} idle cores, less what is kept",
-            flush=True,
-        )
-        if args.plan:
-            return
-        results = table.run()
-        base = place.base_fingerprint[:12]
-    show(results)
-    summary = summarise(results)
-    show_summary(summary)
-    print(json.dumps({**summary, "base": base, "cells": len(results)}))
+        print(json.dumps(show_kept(args.results, Place.open(args.base, ()).base_fingerprint)))
+        return
+    given = {
+        "steps": args.steps,
+        "batch_size": args.batch_size,
+        "train_images": args.train_images,
+        "pictures": args.pictures,
+        "seeds": args.seeds and tuple(args.seeds),
+    }
+    sizes = replace(SIZES[args.recipe], **{name: value for name, value in given.items() if value is not None})
+    place = Place.open(args.base, args.domains, args.results)
+    kind = PaperTable if args.recipe == "paper" else Table
+    table = kind(place, args.domains, sizes, args.workers)
+    hours = table.estimate() / 3600
+    print(
+        f"{', '.join(args.domains)}: about {hours:.1f} h on {args.workers} idle cores, less what is kept",
+        flush=True,
+    )
+    if args.plan:
+        return
+    results = table.run()
+    print(json.dumps({**present(results), "base": place.base_fingerprint[:12], "cells": len(results)}))
 
 
 if __name__ == "__main__":
