@@ -10,6 +10,7 @@ from core.db.session import Database, now
 from core.jobs import upkeep
 from core.models import Adapter, Checkpoint, Dataset, Evaluation, IdempotencyKey, Preview, Sample
 from core.samples import service as samples
+from core.storage import keys
 from core.storage.base import ObjectStore
 
 GRACE = timedelta(hours=1)  # an object is stored before its row commits: younger ones are not orphans yet
@@ -25,20 +26,23 @@ def sweep(database: Database, store: ObjectStore, keep: timedelta, keep_checkpoi
 
 
 def _forget(session: Session, keep: timedelta, keep_checkpoints: int) -> list[str]:
-    keys: list[str] = []
+    forgotten: list[str] = []
     for checkpoint in upkeep.old_checkpoints(session, keep_checkpoints):
-        keys.append(checkpoint.object_key)
+        forgotten.append(checkpoint.object_key)
         session.delete(checkpoint)
     for sample in samples.list_expired(session, keep):
-        keys += [image["key"] for image in sample.images or []]
+        forgotten += [image["key"] for image in sample.images or []]
         sample.images = None
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < now(session) - keep))
-    return keys
+    return forgotten
 
 
 def _remove_orphans(database: Database, store: ObjectStore) -> int:
-    """Objects that no live row names: of deleted datasets and adapters, of attempts that died before their commit."""
-    old = [info.key for info in store.list() if info.modified_at < utc_now() - GRACE]
+    """Objects that no live row names: of deleted datasets and adapters, of attempts that died before their commit.
+
+    What is not ours to name stays, whatever else an operator keeps in the same bucket or folder.
+    """
+    old = [info.key for info in store.list() if info.modified_at < utc_now() - GRACE and keys.is_ours(info.key)]
     if not old:
         return 0
     with database.read() as session:

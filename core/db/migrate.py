@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -22,10 +23,19 @@ _WAIT_SECONDS = 600
 
 
 def upgrade(url: str) -> str:
-    """Run what is missing, in one transaction; return the version. A second process waits, then has nothing to do."""
+    """Run what is missing, in one transaction; return the version. A second process waits, then has nothing to do.
+
+    Nor has this one where a newer release was here before: old code runs on its schema.
+    """
     with exclusive(url) as connection:
-        command.upgrade(_config(connection), "head")
+        if is_behind(_version(connection)):
+            command.upgrade(_config(connection), "head")
         return _version(connection) or ""
+
+
+def is_behind(version: str | None) -> bool:
+    """Whether migrations of ours are missing. A version that our scripts do not know is a newer release's."""
+    return version is None or (version in _known() and version != head())
 
 
 def current(url: str) -> str | None:
@@ -38,9 +48,19 @@ def current(url: str) -> str | None:
         database.close()
 
 
+@cache
 def head() -> str:
     """The version that this code was written for."""
-    return ScriptDirectory.from_config(_config()).get_current_head() or ""
+    return _scripts().get_current_head() or ""
+
+
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(script.revision for script in _scripts().walk_revisions())
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
 
 
 def drift(url: str) -> list[Any]:

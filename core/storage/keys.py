@@ -1,5 +1,14 @@
 """Names of objects: made of ids and digests alone, each under its tenant."""
 
+import re
+
+_OURS = re.compile(r"tenant-[0-9a-z]{25}/(datasets|jobs|adapters|samples|evaluations)/[^/]+/[^/]+")
+
+
+def is_ours(key: str) -> bool:
+    """Whether the key is of the kind that this module makes; anything else in the store is somebody else's."""
+    return _OURS.fullmatch(key) is not None
+
 
 def archive(tenant_id: str, dataset_id: str) -> str:
     return f"{tenant_id}/datasets/{dataset_id}/archive"

@@ -5,7 +5,7 @@ import re
 import secrets
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
 from core.db.session import now
@@ -45,6 +45,21 @@ def create_tenant(session: Session, name: str) -> Tenant:
     session.add(tenant)
     session.flush()
     return tenant
+
+
+def find_tenant(session: Session, name: str) -> Tenant:
+    """Raises NotFound."""
+    tenant = session.scalar(select(Tenant).where(Tenant.name == name))
+    if tenant is None:
+        raise NotFound(f"no tenant is named {name!r}")
+    return tenant
+
+
+def list_tenants(session: Session) -> list[tuple[Tenant, int]]:
+    """All of them by name, each with the number of its live keys."""
+    live = and_(ApiKey.tenant_id == Tenant.id, ApiKey.revoked_at.is_(None))
+    query = select(Tenant, func.count(ApiKey.id)).outerjoin(ApiKey, live).group_by(Tenant.id).order_by(Tenant.name)
+    return [(tenant, count) for tenant, count in session.execute(query)]
 
 
 def create_key(session: Session, tenant_id: str, name: str) -> NewKey:

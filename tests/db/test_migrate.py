@@ -55,6 +55,15 @@ def test_a_second_upgrade_changes_nothing(database_url: str) -> None:
     database.close()
 
 
+def test_the_schema_of_a_newer_release_is_left_as_it_is(database_url: str) -> None:
+    """Or nothing of the old release could start after a rollback."""
+    database = Database(database_url)
+    with database.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    database.close()
+    assert migrate.upgrade(database_url) == migrate.current(database_url) == "9999"
+
+
 def test_processes_that_start_at_once_do_not_disturb_each_other(empty_url: str, tmp_path: Path) -> None:
     """From a folder without alembic.ini, as `python -m core.db.migrate` runs in a container."""
     environment = {"DIFFFIT_DATABASE_URL": empty_url, "PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""}

@@ -38,6 +38,43 @@ def test_a_tenant_is_made_and_its_key_is_shown_once(sqlite_url: str, tmp_path: P
     database.close()
 
 
+def test_an_operator_lists_suspends_and_gives_another_key(sqlite_url: str, tmp_path: Path) -> None:
+    def tell(*arguments: str) -> str:
+        done = run("core.tenants", *arguments, cwd=tmp_path, database_url=sqlite_url)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    first = tell("acme").strip()
+    second = tell("acme", "--new-key").strip()
+    name, _, status, keys, seconds = tell("--list").strip().split("\t")
+    assert (name, status, keys, seconds) == ("acme", "active", "2", "0")
+    database = Database(sqlite_url)
+    assert tell("acme", "--suspend") == "acme is suspended\n"
+    with database.read() as session, pytest.raises(tenants.Suspended):
+        tenants.authenticate(session, second)
+    assert tell("acme", "--resume") == "acme is active\n"
+    with database.read() as session:
+        assert {tenants.authenticate(session, secret).name for secret in (first, second)} == {"acme"}
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("nobody", "--suspend"), 1, "no tenant is named 'nobody'"),
+        (("nobody", "--new-key"), 1, "no tenant is named 'nobody'"),
+        ((), 2, "a tenant's name, or --list"),
+        (("acme", "--list"), 2, "a tenant's name, or --list"),
+    ],
+)
+def test_an_operator_is_told_what_was_wrong(
+    sqlite_url: str, tmp_path: Path, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    done = run("core.tenants", *arguments, cwd=tmp_path, database_url=sqlite_url)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+
+
 @pytest.mark.stack
 def test_the_bucket_is_made_where_there_is_none(seaweedfs: SeaweedFS, tmp_path: Path) -> None:
     values = {

@@ -17,6 +17,7 @@ from core.jobs import attempts
 from core.jobs import service as jobs
 from core.jobs.start import Start, from_adapter, from_checkpoint
 from core.models import Adapter, Checkpoint, Tenant
+from core.storage import keys
 from core.storage.local import LocalStore
 from tests.rows import adapter_for, base_of, claim_job, make_checkpoint, make_job, make_tenant
 
@@ -89,21 +90,25 @@ def test_another_tenants_checkpoint_does_not_exist(database: Database, catalog: 
 
 def test_what_an_unfinished_job_continues_from_is_kept(database: Database, catalog: Catalog, tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "objects")
-    for key in ("at-five", "adapter"):
-        store.put(key, b"bytes")
-        os.utime(tmp_path / "objects" / key, (0, 0))  # past the grace that orphans have
     with database.write() as session:
         tenant = make_tenant(session)
         adapter = trained(session, catalog, tenant)
+        adapter.object_key = keys.adapter(tenant.id, adapter.id, adapter.sha256)
+        checkpoint = session.scalars(select(Checkpoint)).one()
+        checkpoint.object_key = keys.checkpoint(tenant.id, checkpoint.job_id, 1, 5)
+        both = {adapter.object_key, checkpoint.object_key}
         continuing = [make_job(session, tenant, catalog, start=start).id for start in starts(session, adapter)]
         adapter.deleted_at = adapter.created_at
+    for key in (*both, "photos/family.jpg"):
+        store.put(key, b"bytes")
+        os.utime(tmp_path / "objects" / key, (0, 0))  # past the grace that orphans have
 
     def kept() -> set[str]:
         retention.sweep(database, store, timedelta(hours=1), keep_checkpoints=0)
         return {info.key for info in store.list()}
 
-    assert kept() == {"at-five", "adapter"}
+    assert kept() == {*both, "photos/family.jpg"}
     with database.write() as session:
         for job_id in continuing:
             jobs.cancel_job(session, tenant.id, job_id)
-    assert kept() == set()
+    assert kept() == {"photos/family.jpg"}, "what the service did not store is not its to remove"
