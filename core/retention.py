@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from core.clock import utc_now
 from core.db.session import Database, now
+from core.evaluations import service as evaluations
 from core.jobs import upkeep
 from core.models import Adapter, Checkpoint, Dataset, Evaluation, IdempotencyKey, Preview, Sample
 from core.samples import service as samples
@@ -55,13 +56,14 @@ def _remove_orphans(database: Database, store: ObjectStore) -> int:
 
 def _named(session: Session) -> set[str]:
     live = Dataset.deleted_at.is_(None)
+    in_use = samples.adapters_in_use(session) | evaluations.adapters_in_use(session)
     columns = (
         select(Dataset.object_key).where(live),
         select(Dataset.pack_key).where(live, Dataset.pack_key.is_not(None)),
         select(Dataset.report_key).where(live, Dataset.report_key.is_not(None)),
         select(Checkpoint.object_key),
         select(Preview.object_key),
-        select(Adapter.object_key).where(Adapter.deleted_at.is_(None)),
+        select(Adapter.object_key).where(Adapter.deleted_at.is_(None) | Adapter.id.in_(in_use)),
         select(Evaluation.partial_key).where(Evaluation.partial_key.is_not(None)),
     )
     named = {key for query in columns for key in session.scalars(query) if key} | upkeep.start_keys(session)

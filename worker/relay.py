@@ -1,5 +1,7 @@
 """Turns outbox messages into Celery nudges."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -21,13 +23,23 @@ class Relay:
         self._database = database
         self._broker = nudges.connect(broker_url)
 
-    def run_once(self) -> int:
-        """How many outbox messages were dealt with. A broker that is away costs a try, not a message."""
+    def run_once(self) -> None:
+        """Send what the outbox holds. A broker that is away costs a try, not a message."""
+        with self._broker_may_be_away():
+            outbox.relay(self._database, self.send)
+
+    def nudge(self, topics: Iterable[str]) -> None:
+        """Of work that waits, whatever became of its message."""
+        with self._broker_may_be_away():
+            for topic in topics:
+                self.send(topic, {})
+
+    @contextmanager
+    def _broker_may_be_away(self) -> Iterator[None]:
         try:
-            return outbox.relay(self._database, self.send)
-        except (RedisError, OSError, self._app.connection().connection_errors) as error:
+            yield
+        except (RedisError, OSError, *self._app.connection().connection_errors) as error:
             log.warning("relay.failed", error=type(error).__name__)
-            return 0
 
     def send(self, topic: str, _payload: dict[str, Any]) -> None:
         queue = QUEUES[topic]

@@ -11,6 +11,7 @@ from datetime import timedelta
 from types import FrameType
 
 import structlog
+from sqlalchemy.orm import Session
 
 from core import nudges, outbox, retention
 from core.datasets import service as datasets
@@ -39,22 +40,30 @@ class Upkeep:
         self._store = open_store(settings)
         self._relay = Relay(app, self._database, settings.broker)
 
+    def close(self) -> None:
+        self._database.close()
+
     def relay(self) -> None:
         self._relay.run_once()
 
     def sweep(self) -> None:
         """Every unfinished row without a live lease is offered again, whatever became of its message."""
-        limit = self._settings.max_attempts
-        with self._database.write() as session:
-            waiting = {
-                "dataset.validate": datasets.sweep(session, limit),
-                "job.train": upkeep.sweep(session, limit),
-                "sample.draw": samples.sweep(session, limit),
-                "evaluation.measure": evaluations.sweep(session, limit),
-            }
-        for topic, is_waiting in waiting.items():
-            if is_waiting:
-                self._relay.send(topic, {})
+        sweeps = {
+            "dataset.validate": datasets.sweep,
+            "job.train": upkeep.sweep,
+            "sample.draw": samples.sweep,
+            "evaluation.measure": evaluations.sweep,
+        }
+        self._relay.nudge([topic for topic, sweep in sweeps.items() if self._is_waiting(topic, sweep)])
+
+    def _is_waiting(self, topic: str, sweep: Callable[[Session, int], bool]) -> bool:
+        """A transaction for each: rows of one kind that make trouble hold up no other."""
+        try:
+            with self._database.write() as session:
+                return sweep(session, self._settings.max_attempts)
+        except Exception:
+            log.exception("upkeep.failed", chore="sweep", topic=topic)
+            return False
 
     def retain(self) -> None:
         """Remove what is past its time: images, sent messages, replays, objects of deleted or dead rows."""
@@ -91,6 +100,7 @@ def main() -> None:
                 _do(chore)
                 due[chore] = time.monotonic() + every[chore]
     listener.close()
+    upkeep.close()
 
 
 def _do(chore: Callable[[], None]) -> None:

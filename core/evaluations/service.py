@@ -108,6 +108,12 @@ def cancel_evaluation(session: Session, tenant_id: str, evaluation_id: str) -> E
     return evaluation
 
 
+def adapters_in_use(session: Session) -> set[str]:
+    """Ids of adapters that unfinished evaluations draw with, deleted ones too."""
+    used = (Evaluation.status.in_(UNFINISHED), Evaluation.adapter_id.is_not(None))
+    return {adapter_id for adapter_id in session.scalars(select(Evaluation.adapter_id).where(*used)) if adapter_id}
+
+
 # --- what a worker may do ---------------------------------------------------------------------------------------------
 
 

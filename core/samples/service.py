@@ -18,7 +18,10 @@ from core.errors import Conflict, OverQuota, Unavailable
 from core.models import Adapter, Sample, Tenant
 from core.samples.spec import SampleSpec
 
-_WAITING = ("queued", "running")
+UNFINISHED = ("queued", "running")
+_UNREADABLE = (
+    "it was accepted by another release of the service, which asked for what this one does not know: ask again"
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def create_sample(
     queued, mine = session.execute(
         select(
             func.count().filter(Sample.status == "queued"), func.count().filter(Sample.tenant_id == tenant_id)
-        ).where(Sample.status.in_(_WAITING))
+        ).where(Sample.status.in_(UNFINISHED))
     ).one()
     if max_waiting is not None and queued >= max_waiting:
         raise QueueFull(f"{queued} requests wait already: ask again")
@@ -210,7 +213,10 @@ def sweep(session: Session, max_attempts: int) -> bool:
     for sample in session.scalars(lost).all():
         sample.crashes += 1
         session.flush()
-        [plan] = _plans(session, [sample])
+        plans = _plans(session, [sample])
+        if not plans:
+            continue
+        [plan] = plans
         if sample.cancel_requested:
             stop(session, plan)
         elif sample.crashes >= max_attempts:
@@ -220,9 +226,15 @@ def sweep(session: Session, max_attempts: int) -> bool:
     return session.scalar(select(Sample.id).where(Sample.status == "queued").limit(1)) is not None
 
 
+def adapters_in_use(session: Session) -> set[str]:
+    """Ids of adapters that unfinished requests are drawn with, deleted ones too."""
+    requests = session.scalars(select(Sample.request).where(Sample.status.in_(UNFINISHED)))
+    return {part["adapter_id"] for request in requests for part in request["adapters"]}
+
+
 def list_ended(session: Session, sample_ids: list[str]) -> list[str]:
     """Which of these requests nobody needs to wait for any more."""
-    ended = (Sample.id.in_(sample_ids), Sample.status.not_in(_WAITING))
+    ended = (Sample.id.in_(sample_ids), Sample.status.not_in(UNFINISHED))
     return list(session.scalars(select(Sample.id).where(*ended)))
 
 
@@ -233,10 +245,17 @@ def list_expired(session: Session, keep: timedelta, limit: int = 100) -> list[Sa
 
 
 def _plans(session: Session, rows: Sequence[Sample]) -> list[SamplePlan]:
-    specs = [SampleSpec.from_json(row.request) for row in rows]
-    named = {part.adapter_id for spec in specs for part in spec.adapters}
+    """One that this release cannot read ends as such: it must not stand in the way of all others."""
+    specs: list[tuple[Sample, SampleSpec]] = []
+    for row in rows:
+        try:
+            specs.append((row, SampleSpec.from_json(row.request)))
+        except (KeyError, TypeError, ValueError):
+            row.status, row.finished_at, row.lease_until = "failed", now(session), None
+            row.error = {"code": "unreadable_request", "message": _UNREADABLE, "param": None}
+    named = {part.adapter_id for _, spec in specs for part in spec.adapters}
     adapters = {row.id: row for row in session.scalars(select(Adapter).where(Adapter.id.in_(named)))} if named else {}
-    moment = now(session) if any(row.deadline for row in rows) else None
+    moment = now(session) if any(row.deadline for row, _ in specs) else None
     return [
         SamplePlan(
             sample_id=row.id,
@@ -252,7 +271,7 @@ def _plans(session: Session, rows: Sequence[Sample]) -> list[SamplePlan]:
             ),
             seconds_left=_seconds_left(row, moment),
         )
-        for row, spec in zip(rows, specs, strict=True)
+        for row, spec in specs
     ]
 
 

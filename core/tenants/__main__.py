@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from core.db.session import Database
 from core.errors import DomainError
 from core.settings import get_settings
+from core.tenants import leaving
 from core.tenants import service as tenants
 
 
@@ -16,14 +17,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", nargs="?", help="what the tenant is called; it stands in the names of its models")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--new-key", action="store_true", help="another key for a tenant that has lost its own")
-    instead.add_argument("--suspend", action="store_true", help="refuse its requests with 403; its data stays")
+    instead.add_argument("--suspend", action="store_true", help="refuse its requests, cancel its work; its data stays")
     instead.add_argument("--resume", action="store_true", help="answer them again")
+    instead.add_argument("--delete", action="store_true", help="suspend it, take its keys and remove all its bytes")
     instead.add_argument("--list", action="store_true", help="all tenants: name, id, status, live keys, device seconds")
     asked = parser.parse_args(arguments)
     if asked.list == (asked.name is not None):
         parser.error("give a tenant's name, or --list alone")
     database = Database(get_settings().database)
     try:
+        if asked.delete:  # by itself: it stands, whatever is still in the way of the rest
+            with database.write() as session:
+                leaving.suspend(session, tenants.find_tenant(session, asked.name))
         with database.write() as session:
             printed = _do(session, asked)
     except DomainError as error:
@@ -41,13 +46,18 @@ def _do(session: Session, asked: argparse.Namespace) -> str:
             f"{tenant.name}\t{tenant.id}\t{tenant.status}\t{live}\t{tenant.device_seconds:.0f}\n"
             for tenant, live in tenants.list_tenants(session)
         )
-    if asked.suspend or asked.resume:
-        tenant = tenants.find_tenant(session, asked.name)
-        tenant.status = "suspended" if asked.suspend else "active"
-        return f"{tenant.name} is {tenant.status}\n"
-    if asked.new_key:
-        return tenants.create_key(session, tenants.find_tenant(session, asked.name).id, "operator's key").secret + "\n"
-    return tenants.create_key(session, tenants.create_tenant(session, asked.name).id, "first key").secret + "\n"
+    is_new = not (asked.new_key or asked.suspend or asked.resume or asked.delete)
+    tenant = tenants.create_tenant(session, asked.name) if is_new else tenants.find_tenant(session, asked.name)
+    if asked.suspend:
+        leaving.suspend(session, tenant)
+        return f"{tenant.name} is suspended\n"
+    if asked.resume:
+        tenant.status = "active"
+        return f"{tenant.name} is active\n"
+    if asked.delete:
+        leaving.remove(session, tenant)
+        return f"{tenant.name} is deleted; upkeep removes its bytes within the hour\n"
+    return tenants.create_key(session, tenant.id, "first key" if is_new else "operator's key").secret + "\n"
 
 
 if __name__ == "__main__":

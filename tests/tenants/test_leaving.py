@@ -1,0 +1,108 @@
+"""A tenant that is suspended or deleted: its work ends, its bytes go, and nobody else notices."""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy.orm import Session
+
+from core import retention
+from core.bases import Catalog
+from core.db.session import Database
+from core.errors import Conflict
+from core.jobs import attempts
+from core.models import Adapter, Dataset, Job, Sample, Tenant
+from core.samples import service as samples
+from core.storage import keys
+from core.storage.local import LocalStore
+from core.tenants import leaving
+from core.tenants import service as tenants
+from tests.rows import adapter_for, claim_job, make_checkpoint, make_job, make_sample, make_tenant
+
+
+def test_its_work_ends_and_others_go_on(database: Database, catalog: Catalog) -> None:
+    with database.write() as session:
+        leaver, other = make_tenant(session), make_tenant(session)
+        running = make_job(session, leaver, catalog)
+        plan = claim_job(session, catalog)
+        waiting = make_job(session, leaver, catalog)
+        asked = make_sample(session, leaver, catalog)
+        others = (make_job(session, other, catalog), make_sample(session, other, catalog))
+        secret = tenants.create_key(session, leaver.id, "k").secret
+    with database.write() as session:
+        leaving.suspend(session, session.get_one(Tenant, leaver.id))
+    with database.write() as session:
+        with pytest.raises(tenants.Suspended):
+            tenants.authenticate(session, secret)
+        assert session.get_one(Job, waiting.id).status == "cancelled"
+        assert session.get_one(Sample, asked.id).status == "cancelled"
+        assert session.get_one(Job, running.id).cancel_requested, "its worker stops at the next step"
+        assert [session.get_one(type(row), row.id).status for row in others] == ["queued", "queued"]
+        with pytest.raises(Conflict) as busy:
+            leaving.remove(session, session.get_one(Tenant, leaver.id))
+        assert busy.value.code == "tenant_busy"
+        assert attempts.stop(session, plan, attempts.standing(session, plan))
+        leaving.remove(session, session.get_one(Tenant, leaver.id))
+    with database.read() as session, pytest.raises(tenants.Unauthenticated):
+        tenants.authenticate(session, secret)
+
+
+def test_all_its_bytes_go_and_no_others(database: Database, catalog: Catalog, tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "objects")
+    with database.write() as session:
+        both = [make_tenant(session), make_tenant(session)]
+        named = [_everything(session, tenant, catalog) for tenant in both]
+    for key in named[0] + named[1]:
+        store.put(key, b"bytes")
+        os.utime(tmp_path / "objects" / key, (0, 0))  # past the grace that orphans have
+    with database.write() as session:
+        leaver = session.get_one(Tenant, both[0].id)
+        leaving.suspend(session, leaver)
+        leaving.remove(session, leaver)
+    retention.sweep(database, store, timedelta(hours=1), keep_checkpoints=3)
+    assert {info.key for info in store.list()} == set(named[1])
+
+
+def _everything(session: Session, tenant: Tenant, catalog: Catalog) -> list[str]:
+    """Keys of a dataset, an adapter, a checkpoint and a picture of the tenant's."""
+    make_job(session, tenant, catalog, hyperparameters={"steps": 10})
+    plan = claim_job(session, catalog)
+    checkpoint = keys.checkpoint(tenant.id, plan.job_id, 1, 5)
+    assert make_checkpoint(session, plan, 5, checkpoint)
+    adapter = adapter_for(plan)
+    assert attempts.finish(session, plan, adapter, {})
+    adapter.object_key = keys.adapter(tenant.id, adapter.id, adapter.sha256)
+    dataset = session.get_one(Dataset, session.get_one(Job, plan.job_id).dataset_id)
+    dataset.object_key, dataset.pack_key = keys.archive(tenant.id, dataset.id), keys.pack(tenant.id, dataset.id, 1)
+    sample = make_sample(session, tenant, catalog)
+    [drawn] = samples.claim(session, "w", 30.0, catalog, 1)
+    picture = keys.image(tenant.id, sample.id, 1, 0)
+    assert samples.finish(session, drawn, [{"key": picture, "sha256": "0", "bytes": 1, "seed": 0}], {})
+    return [checkpoint, adapter.object_key, dataset.object_key, dataset.pack_key, picture]
+
+
+def test_what_an_accepted_request_draws_with_outlives_its_adapter(
+    database: Database, catalog: Catalog, tmp_path: Path
+) -> None:
+    """A deleted adapter's bytes go once the requests that were under way have ended, not before."""
+    store = LocalStore(tmp_path / "objects")
+    with database.write() as session:
+        tenant = make_tenant(session)
+        _everything(session, tenant, catalog)
+        adapter = session.query(Adapter).one()
+        sample = make_sample(session, tenant, catalog)
+        part = {"adapter_id": adapter.id, "model": adapter.model, "weight": 1.0, "label": None}
+        sample.request = {**sample.request, "adapters": [part]}
+        adapter.deleted_at = adapter.created_at
+    store.put(adapter.object_key, b"bytes")
+    os.utime(tmp_path / "objects" / adapter.object_key, (0, 0))
+
+    def kept() -> list[str]:
+        retention.sweep(database, store, timedelta(hours=1), keep_checkpoints=3)
+        return [info.key for info in store.list()]
+
+    assert kept() == [adapter.object_key]
+    with database.write() as session:
+        samples.cancel(session, session.get_one(Sample, sample.id))
+    assert kept() == []
