@@ -98,6 +98,8 @@ STATUS: dict[type[DomainError], int] = {
 
 _CODES = {404: "route_not_found", 405: "method_not_allowed", 400: "malformed_request", 413: "body_too_large"}
 
+_MISSING = object()
+
 PROBLEM_TYPE = "application/problem+json"
 
 
@@ -227,16 +229,16 @@ def _validation_problem(error: RequestValidationError, instance: str) -> Problem
     if any(item["type"] == "json_invalid" for item in found):
         reason = next(item.get("ctx", {}).get("error", "") for item in found if item["type"] == "json_invalid")
         return problem(400, "malformed_json", f"the body is no JSON: {reason}", instance)
-    errors = list({json.dumps(entry): entry for entry in map(_field, found)}.values())[:20]
+    fields = [_field(item, error.body) for item in found]
+    errors = list({json.dumps(entry): entry for entry in fields}.values())[:20]
     detail = "; ".join(f"{entry['pointer'] or 'body'}: {entry['detail']}" for entry in errors[:3])
     return problem(422, "invalid", detail, instance, errors=errors)
 
 
-def _field(item: Mapping[str, Any]) -> dict[str, str]:
+def _field(item: Mapping[str, Any], body: Any) -> dict[str, str]:
     """One field at fault, what it was never repeated: it may be long or hostile."""
     place, *rest = item["loc"]
-    parts = [_escaped(str(part)) for part in rest if not _is_union_tag(str(part))]
-    pointer = "".join(f"/{part}" for part in parts)
+    pointer = "".join(f"/{_escaped(str(part))}" for part in _path(rest, body if place == "body" else None))
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         message = "this field is not known here"
@@ -249,8 +251,22 @@ def _field(item: Mapping[str, Any]) -> dict[str, str]:
     return {"pointer": pointer, "detail": _short(message)}
 
 
+def _path(location: Sequence[str | int], body: Any) -> list[str | int]:
+    """Pydantic names the member of a union that was tried as well; that is no place in the document."""
+    path: list[str | int] = []
+    for part in location:
+        inner = _MISSING
+        if isinstance(body, Mapping):
+            inner = body.get(part, _MISSING)
+        elif isinstance(body, list) and isinstance(part, int) and part < len(body):
+            inner = body[part]
+        if inner is not _MISSING or not _is_union_tag(str(part)):
+            path.append(part)
+            body = inner
+    return path
+
+
 def _is_union_tag(part: str) -> bool:
-    """Pydantic names the member of a union that was tried; that is no place in the document."""
     return (
         re.fullmatch(r"[A-Z]\w+|(int|float|str|bool|list|dict|literal|function|constrained|nullable)\b.*", part)
         is not None

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from api.services import Services
 from core import nudges
 from core.clock import to_unix
-from core.errors import Conflict
+from core.errors import Conflict, DomainError
 from core.models import Sample
 from core.samples import service as samples
 from core.samples.repository import SampleRepository
@@ -32,6 +32,8 @@ async def image_stream(services: Services, tenant_id: str, sample_id: str, keeps
                 events, shown, has_ended = await to_thread.run_sync(_look, services, tenant_id, sample_id, shown)
             except SQLAlchemyError:
                 events = []  # a database that is away for a moment is asked again
+            except DomainError as error:  # drawn, and not to be had: said once, as the stream's end
+                events, has_ended = [{"type": "error", "error": _told(error)}], True
             for event in events:
                 yield f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
             if not has_ended and not await services.watch.wait(nudges.news_of(sample_id), _PING_SECONDS):
@@ -40,6 +42,11 @@ async def image_stream(services: Services, tenant_id: str, sample_id: str, keeps
         if not has_ended and not keeps:
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(give_up, services, tenant_id, sample_id)
+
+
+def _told(error: DomainError) -> dict[str, Any]:
+    message = "its bytes are not to be had now" if isinstance(error, ObjectMissing) else str(error)
+    return {"code": error.code, "message": message, "param": None}
 
 
 def give_up(services: Services, tenant_id: str, sample_id: str) -> None:

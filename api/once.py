@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -37,12 +38,24 @@ class Once:
         stored, is_new = self.once(session, lambda: act().model_dump(mode="json"))
         return JSONResponse(stored, headers=None if is_new else REPLAYED)
 
-    def once(self, session: Session, act: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
-        """What `act` returned, now or before, and whether it was now. Raises Invalid for a key of another request."""
+    def once(
+        self,
+        session: Session,
+        act: Callable[[], dict[str, Any]],
+        stands: Callable[[dict[str, Any]], bool] = lambda _: True,
+    ) -> tuple[dict[str, Any], bool]:
+        """What `act` returned, now or before, and whether it was now. Raises Invalid for a key of another request.
+
+        What came of it later may have made a reply worthless: one that does not `stands` is forgotten.
+        """
         if self.key is None:
             return act(), True
         if (before := self.find(session)) is not None:
-            return before, False
+            if stands(before):
+                return before, False
+            own = (IdempotencyKey.tenant_id == self.tenant_id, IdempotencyKey.key == self.key)
+            session.execute(delete(IdempotencyKey).where(*own))
+            session.expire_all()
         memory = IdempotencyKey(tenant_id=self.tenant_id, key=self.key, fingerprint=self.fingerprint, status_code=0)
         memory.reply = {}
         try:

@@ -23,6 +23,7 @@ from core.adapters.repository import AdapterRepository
 from core.bases import Catalog
 from core.diffusion.catalog import BaseSummary
 from core.errors import Conflict, DomainError, Invalid, NotFound, Unavailable
+from core.jobs.start import is_checkpoint_name
 from core.models import Adapter, Sample
 from core.samples import service as samples
 from core.samples.repository import SampleRepository
@@ -34,7 +35,7 @@ router = APIRouter(prefix="/v1/images/generations", tags=["images"])
 Outcome = Literal["ended", "gone", "late"]
 
 _GRACE_SECONDS = 1.0  # the worker says by itself what came too late
-_REFUSED = frozenset({"invalid", "unknown_class", "unknown_model", "adapter_incompatible"})
+_REFUSED = frozenset({"invalid", "unknown_class", "unknown_model", "adapter_incompatible", "image_not_finite"})
 
 
 @router.post(
@@ -68,7 +69,7 @@ async def create_image(
     keeps = once.key is not None
     if body.stream:
         stream = image_stream(services, caller.tenant_id, sample_id, keeps)
-        headers |= {"X-Accel-Buffering": "no", "Cache-Control": "no-store"}
+        headers |= {"Location": location, "X-Accel-Buffering": "no", "Cache-Control": "no-store"}
         return StreamingResponse(stream, media_type=EVENT_STREAM, headers=headers)
     seconds = services.settings.image_wait_seconds
     if body.timeout is not None:
@@ -128,9 +129,17 @@ def get_image(generation_id: str, index: str, request: Request, services: Servic
 
 
 def _create(services: Services, catalog: Catalog, body: ImageCreate, once: Once) -> tuple[str, bool]:
-    """A request that was sent before under its key is the same row: its images are not drawn twice."""
+    """A request that was sent before under its key is the same row, unless that came to nothing: then it is tried anew.
+
+    Its images are never drawn twice.
+    """
     with services.database.write() as session:
-        stored, is_new = once.once(session, lambda: {"sample_id": _queue(services, catalog, session, body, once).id})
+        own = SampleRepository(session, once.tenant_id)
+        stored, is_new = once.once(
+            session,
+            lambda: {"sample_id": _queue(services, catalog, session, body, once).id},
+            stands=lambda reply: own.get(reply["sample_id"]).status not in ("failed", "cancelled"),
+        )
         faults.point("before_commit")
     committed(services, session)
     return stored["sample_id"], is_new
@@ -150,6 +159,8 @@ def _parts(
 ) -> tuple[BaseSummary, list[tuple[Adapter, float]]]:
     """The base and the adapters on it, each with its weight."""
     base, adapter = named_model(catalog, session, tenant_id, body.model)
+    if adapter is None and body.adapter_scale is not None:
+        raise Invalid(f"{base.name} is a base: adapter_scale is for a tuned model", pointer="/adapter_scale")
     if body.adapters is None:
         return base, [] if adapter is None else [(adapter, 1.0 if body.adapter_scale is None else body.adapter_scale)]
     if adapter is not None:
@@ -171,7 +182,13 @@ def named_model(
 ) -> tuple[BaseSummary, Adapter | None]:
     """A base, or an adapter of the tenant's own on its base. Raises NotFound, Invalid or Conflict."""
     if not name.startswith("ft:"):
-        return catalog.get(name), None
+        if is_checkpoint_name(name):
+            raise Invalid(
+                "nothing is drawn from a checkpoint: name its job's tuned model, or continue it in a job",
+                code="checkpoint_not_drawn",
+                pointer=pointer,
+            )
+        return catalog.get(name, pointer), None
     adapter = AdapterRepository(session, tenant_id).find_model(name)
     if adapter is None:
         raise NotFound(f"no model {name}", code="model_not_found", pointer=pointer)
@@ -246,11 +263,13 @@ def _kept(row: Sample) -> list[dict[str, Any]]:
 
 
 def _trouble(row: Sample) -> DomainError:
-    """Why nothing was drawn: the caller's doing is 4xx, a timeout 504, ours 503."""
+    """Why nothing was drawn: the caller's doing is 4xx, a timeout 504, ours 503, or 500 where we know no better."""
     error = row.error or {"code": "cancelled", "message": "the request was cancelled", "param": None}
     code, message = error["code"], error["message"]
     if code in _REFUSED:
         return Invalid(message, code=code, pointer=f"/{error['param']}" if error.get("param") else None)
     if code == "deadline_exceeded":
         return TimedOut(message)
+    if code == "internal_error":
+        return DomainError(message, code=code)
     return Conflict(message, code=code) if code == "cancelled" else Unavailable(message, code=code)

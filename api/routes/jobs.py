@@ -31,6 +31,7 @@ from api.schemas.jobs import (
     JobRead,
     MetricRead,
     PreviewRead,
+    Previews,
 )
 from api.states import check_state, state_reply
 from core.adapters.repository import AdapterRepository
@@ -40,7 +41,7 @@ from core.errors import Invalid, NotFound
 from core.jobs import service as jobs
 from core.jobs.queue import positions
 from core.jobs.repository import JobRepository
-from core.jobs.start import Start, from_adapter, from_checkpoint
+from core.jobs.start import Start, from_adapter, from_checkpoint, is_checkpoint_name
 from core.models import Checkpoint, Job
 from core.training.spec import POINTER
 
@@ -189,6 +190,9 @@ def get_job_preview(
 
 def _origin(catalog: Catalog, session: Session, tenant_id: str, body: JobCreate) -> tuple[BaseSummary, Start | None]:
     """The base to train on, and what of the tenant's own the job continues from."""
+    if is_checkpoint_name(body.model):
+        start = from_checkpoint(session, tenant_id, body.model, pointer="/model")
+        return catalog.get(start.base), start
     base, adapter = named_model(catalog, session, tenant_id, body.model)
     if body.checkpoint is None:
         return base, None if adapter is None else from_adapter(adapter)
@@ -204,7 +208,8 @@ def _read(session: Session, tenant_id: str, rows: list[Job]) -> list[JobRead]:
 
 
 def _moved(verb: _Verb, job_id: str, request: Request, session: Session, tenant_id: str) -> JobRead:
-    job = JobRepository(session, tenant_id).get(job_id)
+    # Locked, so that it stays as it was checked; `resume_job` has a lock to take before this one.
+    job = JobRepository(session, tenant_id).get(job_id, lock=verb is not jobs.resume_job)
     check_state(request, _read(session, tenant_id, [job])[0])
     return _read(session, tenant_id, [verb(session, tenant_id, job_id)])[0]
 
@@ -215,7 +220,9 @@ def _placed(error: Invalid, body: JobCreate) -> Invalid:
     if not pointer.startswith(POINTER):
         return error
     name = pointer.removeprefix(f"{POINTER}/")
-    if body.hyperparameters is not None:
+    if isinstance(body.previews, Previews) and name.removeprefix("preview_") in body.previews.model_fields_set:
+        pointer = f"/previews/{name.removeprefix('preview_')}"
+    elif body.hyperparameters is not None:
         pointer = f"/hyperparameters/{name}"
     return Invalid(str(error), code=error.code, pointer=pointer)
 

@@ -1,4 +1,4 @@
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field
 
@@ -25,6 +25,8 @@ class EvaluationCreate(Body):
 
 
 class EvaluationRead(BaseModel):
+    PASSING: ClassVar = frozenset({"progress"})  # api.states
+
     id: str
     object: Literal["evaluation"] = "evaluation"
     created_at: int

@@ -1,6 +1,6 @@
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from api.schemas.base import Body, Text
 from api.schemas.jobs import JobError
@@ -51,11 +51,11 @@ class ImageCreate(Body):
     solver: Solver | None = None
     guidance: Guidance | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE)] | None = None
-    adapter_scale: Annotated[float, Field(ge=-MAX_ADAPTER_SCALE, le=MAX_ADAPTER_SCALE)] | None = Field(
-        None, description="0 is the base, 1 the adapter."
-    )
     adapters: Annotated[list[AdapterWeight], Field(min_length=1, max_length=MAX_PARTS)] | None = Field(
         None, description="Adapters to add up, each with its weight; `model` is then their base."
+    )
+    adapter_scale: Annotated[float, Field(ge=-MAX_ADAPTER_SCALE, le=MAX_ADAPTER_SCALE)] | None = Field(
+        None, description="0 is the base, 1 the adapter."
     )
     guidance_interval: Interval | None = Field(
         None,
@@ -78,15 +78,28 @@ class ImageCreate(Body):
         None, description="Of each image, with `stream`: what is expected after a part of the steps."
     )
 
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if self.partial_images and not self.stream:
+    # Validators of fields, so that an error names its field; each may look at those above it alone.
+
+    @field_validator("partial_images")
+    @classmethod
+    def _partial_images_are_streamed(cls, value: int | None, told: ValidationInfo) -> int | None:
+        if value and not told.data.get("stream"):
             raise ValueError("partial_images needs stream: true")
-        if self.stream and self.response_format == "url":
+        return value
+
+    @field_validator("stream")
+    @classmethod
+    def _a_stream_has_no_links(cls, value: bool | None, told: ValidationInfo) -> bool | None:
+        if value and told.data.get("response_format") == "url":
             raise ValueError("a stream carries b64_json: leave response_format out")
-        if self.adapters and self.adapter_scale is not None:
+        return value
+
+    @field_validator("adapter_scale")
+    @classmethod
+    def _a_scale_is_of_one_adapter(cls, value: float | None, told: ValidationInfo) -> float | None:
+        if value is not None and told.data.get("adapters"):
             raise ValueError("adapter_scale is for one adapter: give each of adapters its weight")
-        return self
+        return value
 
     @property
     def asked(self) -> Asked:

@@ -1,7 +1,7 @@
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
 from api.schemas.base import Body, Text
 from core.clock import to_unix
@@ -74,6 +74,12 @@ class JobCreate(Body):
     validation_file: None = Field(None, description="A part of the training file is held out instead.")
     integrations: None = None
 
+    @field_validator("validation_file", mode="before")
+    @classmethod
+    def _no_second_file(cls, value: object) -> None:
+        if value is not None:
+            raise ValueError("leave it out: a part of training_file is held out instead")
+
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if self.method is not None and self.hyperparameters is not None:
@@ -118,6 +124,8 @@ class MethodRead(BaseModel):
 
 class JobRead(BaseModel):
     """OpenAI's fine-tuning job. From `phase` on the fields are ours."""
+
+    PASSING: ClassVar = frozenset({"queue", "progress", "estimated_finish"})  # api.states
 
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"

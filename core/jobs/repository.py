@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 from sqlalchemy import Select, select
@@ -6,6 +7,8 @@ from sqlalchemy.orm import Session
 from core.db.page import Page, newest_first
 from core.errors import NotFound
 from core.models import Checkpoint, Job, JobEvent, JobMetric, Preview
+
+CHECKPOINT_NAME = re.compile(r"(?P<job>ftjob-[0-9a-z]+):ckpt-step-(?P<step>[0-9]{1,9})")
 
 
 class JobRepository:
@@ -52,12 +55,15 @@ class JobRepository:
     def list_checkpoints(self, job_id: str) -> list[Checkpoint]:
         return list(self._session.scalars(self._of(Checkpoint, job_id).order_by(Checkpoint.step.desc())))
 
-    def get_checkpoint(self, checkpoint_id: str, pointer: str | None = None) -> tuple[Job, Checkpoint]:
-        """With the job that it belongs to."""
-        mine = (Checkpoint.id == checkpoint_id, Checkpoint.tenant_id == self._tenant_id)
-        found = self._session.scalar(select(Checkpoint).where(*mine))
+    def get_checkpoint(self, name: str, pointer: str | None = None) -> tuple[Job, Checkpoint]:
+        """By its id or by `<job>:ckpt-step-<step>`, with the job that it belongs to."""
+        if parts := CHECKPOINT_NAME.fullmatch(name):
+            named = (Checkpoint.job_id == parts["job"], Checkpoint.step == int(parts["step"]))
+        else:
+            named = (Checkpoint.id == name,)
+        found = self._session.scalar(select(Checkpoint).where(Checkpoint.tenant_id == self._tenant_id, *named))
         if found is None:
-            raise NotFound(f"no checkpoint {checkpoint_id}", pointer=pointer)
+            raise NotFound(f"no checkpoint {name}", pointer=pointer)
         return self.get(found.job_id), found
 
     def list_previews(self, job_id: str) -> list[Preview]:

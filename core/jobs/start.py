@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from core.diffusion.catalog import BaseSummary
 from core.errors import Conflict, Invalid
-from core.jobs.repository import JobRepository
+from core.jobs.repository import CHECKPOINT_NAME, JobRepository
 from core.models import Adapter, Dataset
 from core.training.spec import AUTO, POINTER, TrainSpec
 
@@ -84,9 +84,14 @@ def from_adapter(adapter: Adapter) -> Start:
     )
 
 
-def from_checkpoint(session: Session, tenant_id: str, checkpoint_id: str) -> Start:
-    """One of the tenant's own checkpoints. Raises NotFound."""
-    job, checkpoint = JobRepository(session, tenant_id).get_checkpoint(checkpoint_id, pointer="/checkpoint")
+def is_checkpoint_name(name: str) -> bool:
+    """Whether it names a checkpoint as the API's `fine_tuned_model_checkpoint` does."""
+    return CHECKPOINT_NAME.fullmatch(name) is not None
+
+
+def from_checkpoint(session: Session, tenant_id: str, name: str, pointer: str = "/checkpoint") -> Start:
+    """One of the tenant's own checkpoints, by its id or its name. Raises NotFound."""
+    job, checkpoint = JobRepository(session, tenant_id).get_checkpoint(name, pointer=pointer)
     dataset = session.get_one(Dataset, job.dataset_id)
     spec = job.spec or {}
     return Start(

@@ -29,9 +29,10 @@ NEVER_SENT = {
     "bad_settings",  # said at start
     "bad_tenant_name",  # tenants are made by the operator
     "tenant_exists",
+    "tenant_busy",
     "object_corrupt",  # whoever finds one says of what
 }
-FROM_WORKERS = {"adapter_corrupt", "cancelled"}  # on an image request's row
+FROM_WORKERS = {"adapter_corrupt", "cancelled", "image_not_finite", "unreadable_request"}  # on an image request's row
 SPELLED_OUT = {"malformed_json", "internal_error", "method_not_allowed"}  # given to `problem` as they are
 
 

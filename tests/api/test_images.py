@@ -63,7 +63,14 @@ def test_a_request_that_takes_too_long_tells_where_to_look(service: Service, cli
 
 
 @pytest.mark.parametrize(
-    ("code", "status"), [("unknown_class", 422), ("crashed", 503), ("adapter_corrupt", 503), ("internal_error", 503)]
+    ("code", "status"),
+    [
+        ("unknown_class", 422),
+        ("image_not_finite", 422),
+        ("crashed", 503),
+        ("adapter_corrupt", 503),
+        ("internal_error", 500),
+    ],
 )
 def test_a_request_that_failed_says_why(service: Service, client: TestClient, code: str, status: int) -> None:
     def fail() -> None:
@@ -155,13 +162,15 @@ def test_what_means_nothing_here_is_taken(service: Service, client: TestClient) 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"partial_images": 2}, "partial_images needs stream: true"),
-        ({"stream": True, "response_format": "url"}, "a stream carries b64_json"),
+        ({"stream": False, "partial_images": 2}, "partial_images needs stream: true"),
+        ({"response_format": "url", "stream": True}, "a stream carries b64_json"),
         ({"adapters": [{"model": "ft:x"}], "adapter_scale": 0.5}, "give each of adapters its weight"),
+        ({"adapter_scale": 0.5}, "adapter_scale is for a tuned model"),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(client: TestClient, fields: dict[str, Any], words: str) -> None:
-    problem = assert_problem(client.post("/v1/images/generations", json=BODY | fields), 422, "invalid")
+    reply = client.post("/v1/images/generations", json=BODY | fields)
+    problem = assert_problem(reply, 422, "invalid", f"/{[*fields][-1]}")
     assert words in problem["detail"]
 
 
@@ -311,6 +320,26 @@ def test_a_stream_ends_with_what_went_wrong(service: Service, client: TestClient
 
     [event] = _events(_during(client, BODY | {"stream": True}, act).text)
     assert (event["type"], event["error"]["code"]) == ("error", "image_not_finite")
+
+
+def test_a_stream_whose_pictures_cannot_be_read_says_so_and_where_they_are(
+    service: Service, client: TestClient
+) -> None:
+    def act() -> None:
+        service.draw()
+        for key in [info.key for info in service.store.list() if "/samples/" in info.key]:
+            service.store.delete(key)
+
+    reply = _during(client, BODY | {"stream": True}, act)
+    [event] = _events(reply.text)
+    assert (event["type"], event["error"]["code"]) == ("error", "object_missing")
+    assert "tenant-" not in event["error"]["message"]
+    assert client.get(reply.headers["location"]).json()["status"] == "succeeded"
+
+
+def test_a_name_in_a_mix_that_is_none_is_blamed_in_its_place(client: TestClient) -> None:
+    reply = client.post("/v1/images/generations", json=BODY | {"adapters": [{"model": "nonsense"}]})
+    assert_problem(reply, 422, "unknown_model", "/adapters/0/model")
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -65,6 +65,8 @@ def test_hyperparameters_in_openais_older_place_count_and_are_blamed_there(clien
     bad = client.post("/v1/fine_tuning/jobs", json=body | {"hyperparameters": {"batch_size": -4}})
     problem = assert_problem(bad, 422, "invalid", "/hyperparameters/batch_size")
     assert problem["error"]["param"] == "hyperparameters.batch_size"
+    late = client.post("/v1/fine_tuning/jobs", json=job_body(file_id, previews={"every": 50_000}))
+    assert_problem(late, 422, "invalid", "/previews/every")
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,15 @@ def test_a_change_may_name_the_state_that_it_was_decided_on(client: TestClient, 
     assert client.post(f"{path}/pause", headers={"If-Match": etag}).status_code == 200
     assert_problem(client.post(f"{path}/cancel", headers={"If-Match": etag}), 412, "precondition_failed")
     assert client.get(path).json()["status"] == "paused"
+
+
+def test_what_others_do_moves_no_state_of_mine(client: TestClient, file_id: str) -> None:
+    first, second = (client.post("/v1/fine_tuning/jobs", json=job_body(file_id)).json()["id"] for _ in range(2))
+    path = f"/v1/fine_tuning/jobs/{second}"
+    etag = client.get(path).headers["etag"]
+    client.post(f"/v1/fine_tuning/jobs/{first}/cancel")
+    assert client.get(path, headers={"If-None-Match": etag}).status_code == 200, "its place in the queue is another"
+    assert client.post(f"{path}/cancel", headers={"If-Match": etag}).status_code == 200
 
 
 def test_a_tenant_has_only_so_many_unfinished_jobs(service: Service, client: TestClient, file_id: str) -> None:
@@ -223,6 +234,13 @@ def test_a_job_continues_from_a_tuned_model_or_a_checkpoint(
     assert (tuned["model"], tuned["continued_from"]) == ("tiny-dit", {"type": "adapter", "id": adapter.id})
     from_step = client.post("/v1/fine_tuning/jobs", json=job_body(file_id, checkpoint=checkpoint["id"])).json()
     assert from_step["continued_from"] == {"type": "checkpoint", "id": checkpoint["id"]}
+    name = checkpoint["fine_tuned_model_checkpoint"]
+    by_name = client.post("/v1/fine_tuning/jobs", json=job_body(file_id, model=name)).json()
+    assert (by_name["model"], by_name["continued_from"]) == (from_step["model"], from_step["continued_from"])
+    drawn = client.post("/v1/images/generations", json={"model": name})
+    assert_problem(drawn, 422, "checkpoint_not_drawn", "/model")
+    missing = client.post("/v1/fine_tuning/jobs", json=job_body(file_id, model=f"{job_id}:ckpt-step-77"))
+    assert_problem(missing, 404, "not_found", "/model")
     fresh = client.post("/v1/fine_tuning/jobs", json=job_body(file_id)).json()
     assert fresh["continued_from"] is None
     both = client.post("/v1/fine_tuning/jobs", json=job_body(file_id, model=adapter.model, checkpoint=checkpoint["id"]))

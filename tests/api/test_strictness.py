@@ -13,6 +13,8 @@ from starlette.types import Message
 from api.errors import Refusal
 from api.middleware import Limits
 from core.models import ApiKey, IdempotencyKey, Job
+from core.samples import service as samples
+from tests import rows
 from tests.api.conftest import Owner, Service, assert_problem, job_body, upload
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -278,6 +280,37 @@ def test_images_asked_for_twice_under_one_key_are_drawn_once(service: Service, c
     assert again.json()["id"] == queued.json()["id"]
     assert again.headers["idempotency-replayed"] == "true"
     service.draw(0)
+
+
+def test_images_that_failed_are_drawn_anew_under_their_key(service: Service, client: TestClient) -> None:
+    ask = {"model": "tiny-dit", "prompt": "circle", "seed": 3}
+    headers = {"Idempotency-Key": "k1", "Prefer": "respond-async"}
+    first = client.post("/v1/images/generations", json=ask, headers=headers).json()["id"]
+    with service.database.write() as session:
+        [plan] = samples.claim(session, rows.WORKER, rows.LEASE, service.catalog, 1)
+        assert samples.fail(session, plan, code="crashed", message="it went wrong")
+    again = client.post("/v1/images/generations", json=ask, headers=headers)
+    assert "idempotency-replayed" not in again.headers
+    assert again.json()["id"] != first
+    service.draw()
+    kept = client.post("/v1/images/generations", json=ask, headers={"Idempotency-Key": "k1"})
+    assert (kept.json()["id"], kept.headers["idempotency-replayed"]) == (again.json()["id"], "true")
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointer"),
+    [
+        ({"Seed": 3}, "/Seed"),
+        ({"list": 3}, "/list"),
+        ({"metadata": {"Team": 5}}, "/metadata/Team"),
+        ({"previews": {"Every": 5}}, "/previews/Every"),
+    ],
+)
+def test_a_field_is_named_whatever_it_is_called(
+    client: TestClient, file_id: str, fields: dict[str, Any], pointer: str
+) -> None:
+    problem = assert_problem(send(client, job_body(file_id) | fields), 422, "invalid")
+    assert pointer in [item["pointer"] for item in problem["errors"]]
 
 
 def test_the_secret_of_a_key_is_not_kept_for_a_replay(service: Service, client: TestClient) -> None:
