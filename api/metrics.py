@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from core.db.session import Database
 from core.jobs.states import Status
-from core.models import Dataset, Job, OutboxMessage, Sample
+from core.models import Dataset, Evaluation, Job, OutboxMessage, Sample
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
 
@@ -64,6 +64,7 @@ def _gauges(session: Session) -> Iterator[GaugeMetricFamily]:
         "datasets": select(func.count()).where(Dataset.status == "uploaded", Dataset.deleted_at.is_(None)),
         "train": select(func.count()).where(Job.status == Status.queued),
         "sample": select(func.count()).where(Sample.status == "queued"),
+        "evaluate": select(func.count()).where(Evaluation.status == "queued"),
     }
     for queue, query in waiting.items():
         depth.add_metric([queue], session.scalar(query) or 0)

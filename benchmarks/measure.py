@@ -63,13 +63,22 @@ def nbytes(tensors: Iterable[Tensor]) -> int:
     return sum(sizes.values())
 
 
+def _processor() -> str:
+    """Its model, and whether it multiplies tiles of bfloat16, which makes another machine of it."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    told = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
+    name = told.get("model name", platform.processor() or platform.machine()).strip()
+    return f"{name}, AMX" if "amx_tile" in told.get("flags", "") else name
+
+
 def record(name: str, result: Mapping[str, Any], seed: int, keep: bool) -> None:
     """Print the result as the last line; keep it under `benchmarks/results/` where that was asked for."""
     whole = {
         **result,
         "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
         "seed": seed,
-        "device": platform.processor() or platform.machine(),
+        "device": _processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

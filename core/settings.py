@@ -29,7 +29,13 @@ Role = Literal["both", "train", "sample"]
 class Settings(BaseSettings):
     """The embedded default needs none of these set: everything lives under `data_dir`."""
 
-    model_config = SettingsConfigDict(env_prefix="DIFFFIT_", env_file=".env", extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DIFFFIT_",
+        env_file=".env",
+        env_ignore_empty=True,  # `NAME=` in `.env` stands for the default, as `.env.example` shows it
+        extra="ignore",
+        hide_input_in_errors=True,
+    )
 
     data_dir: Path = Field(
         Path(".difffit"), description="Folder of the embedded default: database, objects, broker socket, caches."
@@ -44,7 +50,9 @@ class Settings(BaseSettings):
     broker_url: SecretStr | None = Field(
         None, description="Redis or Valkey URL; default: the embedded Valkey's socket."
     )
-    object_store: str | None = Field(None, description="`s3://bucket/prefix` or a folder; default: data_dir/objects.")
+    object_store: str | None = Field(
+        None, description="`s3://bucket/prefix` or a folder, this service's alone; default: data_dir/objects."
+    )
     s3_endpoint_url: str | None = Field(None, description="Endpoint of an S3-compatible server; default: AWS.")
     s3_region: str = Field("us-east-1", description="Region of the S3 bucket.")
     s3_access_key_id: str | None = Field(None, description="Access key; default: boto3's own search.")

@@ -15,12 +15,17 @@ ROOT = Path(__file__).parents[2]
 
 _HEAD = """\
 # Every setting of the service. Copy this file to `.env` and change what you need: a line that is commented out shows
-# the default. Environment variables of the same names win over `.env`.
+# the default, and an empty value stands for it. Environment variables of the same names win over `.env`, which the
+# service alone reads: for `difffit` on the command line export what it needs (DIFFFIT_URL, DIFFFIT_DATA_DIR).
 """
 
 _COMPOSE = """
 # --- docker-compose.yml only ------------------------------------------------------------------------------------------
-# Change the two secrets before anybody else can reach the machine.
+# It sets the database, the broker and the object store itself: the lines above for them do not count there (an override
+# file does, see docs/operations.md).
+#
+# Change the two secrets before the first start: PostgreSQL keeps the password that its volume was made with. Letters
+# and digits alone, as they stand in a URL: `openssl rand -hex 24`.
 
 POSTGRES_PASSWORD=only-for-development
 S3_ACCESS_KEY_ID=difffit

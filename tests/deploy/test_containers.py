@@ -35,8 +35,12 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ("tool", "arguments"),
     [
         ("docker-compose", ["-f", "docker-compose.yml", "config", "--quiet"]),
+        ("docker-compose", ["-f", "docker-compose.yml", "-f", "docker-compose.gpu.yml", "config", "--quiet"]),
         ("compose-lint", ["docker-compose.yml"]),
-        ("check-jsonschema", ["--builtin-schema", "vendor.compose-spec", "docker-compose.yml"]),
+        (
+            "check-jsonschema",
+            ["--builtin-schema", "vendor.compose-spec", "docker-compose.yml", "docker-compose.gpu.yml"],
+        ),
         ("hadolint", ["Dockerfile"]),
     ],
 )
