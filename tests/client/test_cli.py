@@ -71,6 +71,13 @@ def test_train_uploads_follows_and_says_how_to_draw(difffit: Run, client: DiffFi
     assert len(client.jobs.metrics(job.id)) == 2
 
 
+def test_a_hyperparameter_that_json_has_not_is_refused_in_a_line(difffit: Run) -> None:
+    refused = difffit("train", "file-x", "--set", "learning_rate=NaN")
+    assert refused.code == 1
+    assert "learning_rate is nan: it must be a finite number" in refused.err
+    assert "Traceback" not in refused.err
+
+
 def test_watch_of_several_jobs_fails_when_one_did(service: Service, difffit: Run, images: Path) -> None:
     file_id = push(difffit, images)
     service.worker.trains = False
