@@ -16,6 +16,8 @@ def _storable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_storable)]
+ModelName = Annotated[Text, Field(min_length=1, max_length=300)]
+"""A base's, or a tuned model's `ft:…`; wherever one may be named, any of ours may."""
 
 
 class Body(BaseModel):

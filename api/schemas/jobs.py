@@ -3,7 +3,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from api.schemas.base import Body, Text
+from api.schemas.base import Body, ModelName, Text
 from core.clock import to_unix
 from core.jobs.states import Status
 from core.models import Checkpoint, Job, JobEvent, JobMetric, Preview
@@ -57,7 +57,7 @@ class Previews(Body):
 
 
 class JobCreate(Body):
-    model: Annotated[Text, Field(min_length=1, max_length=200, description="A base, or a tuned model to continue.")]
+    model: ModelName = Field(description="A base, or a tuned model to continue.")
     training_file: Annotated[Text, Field(min_length=1, max_length=100, description="Id of an uploaded file.")]
     checkpoint: Annotated[Text, Field(min_length=1, max_length=100)] | None = Field(
         None, description="Id of a checkpoint of yours to continue from."

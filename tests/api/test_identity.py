@@ -127,7 +127,12 @@ def test_ids_in_bodies_and_cursors_of_another_tenant_are_unknown_too(service: Se
     pair = [stranger.post("/v1/images/generations", json={"model": name}) for name in (model, "ft:nobody")]
     assert pair[0].text.replace(model, "<>") == pair[1].text.replace("ft:nobody", "<>")
     assert pair[0].status_code == 404
-    for path, key in (("files", "file_id"), ("fine_tuning/jobs", "job_id"), ("adapters", "adapter_id")):
+    for path, key in (
+        ("files", "file_id"),
+        ("fine_tuning/jobs", "job_id"),
+        ("adapters", "adapter_id"),
+        ("api_keys", "key_id"),
+    ):
         assert_problem(stranger.get(f"/v1/{path}", params={"after": victim.ids[key]}), 404, "not_found", "/after")
 
 

@@ -237,7 +237,10 @@ def test_a_key_opens_until_it_is_revoked(difffit: Run, service: Service) -> None
     with DiffFit(service.url, secret) as other:
         assert other.models.default_base().id == "tiny-dit"
         assert difffit("keys", "revoke", key_id).out.strip() == f"revoked {key_id}"
-        assert secret not in difffit("keys", "list").out
+        listed = difffit("keys", "list").out
+        assert secret not in listed
+        assert key_id in listed
+        assert len(difffit("keys", "list", "-n", "1").out.splitlines()) == 2  # with the heading
         with pytest.raises(Exception, match="401 invalid_api_key"):
             other.models.list()
 
