@@ -137,9 +137,10 @@ class Jobs:
     def get(self, job_id: str) -> Job:
         return Job.from_json(self._transport.get(f"{_JOBS}/{job_id}"))
 
-    def list(self, limit: int | None = None) -> Iterator[Job]:
-        """Newest first."""
-        return (Job.from_json(item) for item in self._transport.page(_JOBS, limit=limit))
+    def list(self, limit: int | None = None, metadata: Mapping[str, str] | None = None) -> Iterator[Job]:
+        """Newest first; with `metadata` those that have every one of these labels."""
+        asked = {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
+        return (Job.from_json(item) for item in self._transport.page(_JOBS, limit=limit, **asked))
 
     def cancel(self, job_id: str) -> Job:
         return Job.from_json(self._transport.post(f"{_JOBS}/{job_id}/cancel"))

@@ -21,6 +21,7 @@ from api.deps import (
     public_url,
 )
 from api.events import EVENT_STREAM, event_number, event_stream, last_event_id
+from api.labels import LABELS_PARAM, LabelsParam
 from api.once import OnceDep
 from api.routes.images import named_model
 from api.schemas.base import ListRead, problems
@@ -80,11 +81,20 @@ def create_job(
         raise _placed(error, body) from error
 
 
-@router.get("", responses=problems(404, 422), summary="List jobs, newest first")
+@router.get(
+    "",
+    responses=problems(404, 422),
+    openapi_extra={"parameters": [LABELS_PARAM]},
+    summary="List jobs, newest first",
+)
 def list_jobs(
-    session: ReadSessionDep, caller: TenantDep, after: AfterParam = None, limit: LimitParam = 20
+    session: ReadSessionDep,
+    caller: TenantDep,
+    labels: LabelsParam,
+    after: AfterParam = None,
+    limit: LimitParam = 20,
 ) -> ListRead[JobRead]:
-    page = JobRepository(session, caller.tenant_id).list_newest(after, limit)
+    page = JobRepository(session, caller.tenant_id).list_newest(after, limit, labels)
     return ListRead[JobRead].of(_read(session, caller.tenant_id, page.rows), page.has_more)
 
 

@@ -78,6 +78,14 @@ def test_a_hyperparameter_that_json_has_not_is_refused_in_a_line(difffit: Run) -
     assert "Traceback" not in refused.err
 
 
+def test_jobs_are_listed_by_the_metadata_that_they_were_made_with(difffit: Run, images: Path) -> None:
+    file_id = push(difffit, images)
+    made = only(r"ftjob-\w+", difffit("train", file_id, "--metadata", "team=a b", "--metadata", "stage=live").out)
+    difffit("train", file_id, "--metadata", "team=a b")
+    listed = difffit("jobs", "list", "--metadata", "team=a b", "--metadata", "stage=live").out
+    assert re.findall(r"ftjob-\w+", listed) == [made]
+
+
 def test_watch_of_several_jobs_fails_when_one_did(service: Service, difffit: Run, images: Path) -> None:
     file_id = push(difffit, images)
     service.worker.trains = False
