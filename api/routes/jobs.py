@@ -24,7 +24,7 @@ from api.events import EVENT_STREAM, event_number, event_stream, last_event_id
 from api.labels import LABELS_PARAM, LabelsParam
 from api.once import OnceDep
 from api.routes.images import named_model
-from api.schemas.base import ListRead, problems
+from api.schemas.base import UNCHANGED, ListRead, problems
 from api.schemas.jobs import (
     CheckpointRead,
     EventRead,
@@ -98,7 +98,9 @@ def list_jobs(
     return ListRead[JobRead].of(_read(session, caller.tenant_id, page.rows), page.has_more)
 
 
-@router.get("/{job_id}", response_model=JobRead, responses=problems(404), summary="A job and how far it is")
+@router.get(
+    "/{job_id}", response_model=JobRead, responses={**UNCHANGED, **problems(404)}, summary="A job and how far it is"
+)
 def get_job(job_id: str, request: Request, session: ReadSessionDep, caller: TenantDep) -> Response:
     job = JobRepository(session, caller.tenant_id).get(job_id)
     return state_reply(request, _read(session, caller.tenant_id, [job])[0])
@@ -185,7 +187,7 @@ def list_job_previews(
 @router.get(
     "/{job_id}/previews/{preview_id}/content",
     response_class=Response,
-    responses={200: {"content": {"image/png": {}}}, **problems(404, 410)},
+    responses={200: {"content": {"image/png": {}}}, **UNCHANGED, **problems(404, 410)},
     summary="A preview as PNG",
 )
 def get_job_preview(
