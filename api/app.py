@@ -6,14 +6,13 @@ from contextlib import asynccontextmanager
 
 import structlog
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
 from api.errors import add_error_handlers
 from api.metrics import Metrics
 from api.middleware import Authentication, Limits, Surroundings
+from api.openapi import document
 from api.routes import ROUTERS
-from api.schemas.base import Problem
 from api.services import Rouser, Services
 from api.upload import Gate
 from api.watch import Watch
@@ -61,7 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Limits, settings=settings)  # innermost: added first
     app.add_middleware(Authentication, api=app)
     app.add_middleware(Surroundings, api=app)
-    app.openapi = lambda: _openapi(app)
+    app.openapi = lambda: document(app)
     return app
 
 
@@ -103,26 +102,3 @@ def _warm(catalog: Catalog) -> None:
 
 def _operation_id(route: APIRoute) -> str:
     return route.name
-
-
-def _openapi(app: FastAPI) -> dict[str, object]:
-    """FastAPI's own, with the problem shape, the key, and without its 422 shape, which is not ours."""
-    if app.openapi_schema:
-        return app.openapi_schema
-    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    components = schema.setdefault("components", {})
-    shapes = components.setdefault("schemas", {})
-    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-    shapes |= problem.pop("$defs") | {"Problem": problem}
-    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    said = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    for path, methods in schema["paths"].items():
-        for operation in methods.values():
-            if path.startswith("/v1/"):
-                operation["security"] = [{"key": []}]
-            if "422" in operation["responses"]:
-                operation["responses"]["422"]["content"] = said
-    shapes.pop("HTTPValidationError", None)
-    shapes.pop("ValidationError", None)
-    app.openapi_schema = schema
-    return schema

@@ -11,12 +11,17 @@ class ClientError(Exception):
     """Expected trouble: the message says what, and where it can what to do."""
 
     exit_code = 1
+    is_passing = False
+    """Whether the same call may go well in a moment."""
+    retry_after: float | None = None
+    """Seconds that the service asks to be left alone for."""
 
 
 class Unreachable(ClientError):
     """Nobody answers, or not in time."""
 
     exit_code = 3
+    is_passing = True
 
     def __init__(self, base_url: str, reason: str) -> None:
         super().__init__(f"no answer from {base_url} ({reason}): start it with `difffit up`, or set DIFFFIT_URL")
@@ -50,6 +55,7 @@ class ApiError(ClientError):
         self.detail = detail
         self.errors = errors
         self.retry_after = retry_after
+        self.is_passing = status in (429, 503)
         self.body = body or {}
         self.location = location
         """Where what was asked for will be, if the service says that it goes on."""

@@ -1,7 +1,6 @@
 """Images: drawn by a base, by an adapted model or by a mix of several."""
 
 import base64
-import math
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,9 +129,6 @@ class Images:
 def _body(model: str, prompt: str | None, asked: Asked) -> dict[str, Any]:
     body: dict[str, Any] = {"model": model, "prompt": prompt or "", "response_format": "b64_json"}
     body |= {key: value for key, value in asked.items() if value is not None}
-    for key, value in body.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ClientError(f"{key} is {value}: it must be a finite number")
     if "adapters" in body:
         body["adapters"] = [{"model": name, "weight": weight} for name, weight in body["adapters"]]
     return body

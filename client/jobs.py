@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from client.errors import ClientError, Unreachable
+from client.errors import ApiError, ClientError, Unreachable
 from client.transport import Transport
 
 _JOBS = "/v1/fine_tuning/jobs"
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
+_LONGEST_PAUSE = 4  # as the transport counts: some 4 s, so that 20 of them outlast the restart of a service
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,10 @@ class Jobs:
     def get(self, job_id: str) -> Job:
         return Job.from_json(self._transport.get(f"{_JOBS}/{job_id}"))
 
-    def list(self, limit: int | None = None) -> Iterator[Job]:
-        """Newest first."""
-        return (Job.from_json(item) for item in self._transport.page(_JOBS, limit=limit))
+    def list(self, limit: int | None = None, metadata: Mapping[str, str] | None = None) -> Iterator[Job]:
+        """Newest first; with `metadata` those that have every one of these labels."""
+        asked = {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
+        return (Job.from_json(item) for item in self._transport.page(_JOBS, limit=limit, **asked))
 
     def cancel(self, job_id: str) -> Job:
         return Job.from_json(self._transport.post(f"{_JOBS}/{job_id}/cancel"))
@@ -150,7 +152,10 @@ class Jobs:
         return Job.from_json(self._transport.post(f"{_JOBS}/{job_id}/resume"))
 
     def events(self, job_id: str, *, after: str | None = None, retries: int = 20) -> Iterator[Event]:
-        """Every event in order, as it happens, until the job has ended; a broken stream is taken up where it broke."""
+        """Every event in order, as it happens, until the job has ended; a broken stream is taken up where it broke.
+
+        Raises Unreachable or ApiError where it breaks more than `retries` times with nothing new between.
+        """
         last, broken = after, 0
         while True:
             headers = {"Last-Event-ID": last} if last else {}
@@ -158,13 +163,15 @@ class Jobs:
                 for number, data in self._transport.events("GET", f"{_JOBS}/{job_id}/events", headers=headers):
                     last, broken = number or last, 0
                     yield Event.from_json({"id": number, **data})
-            except Unreachable:
-                broken += 1
-                if broken > retries:
+                if self.get(job_id).has_ended:
+                    return
+                broken = 0
+                self._transport.pause(1)
+            except (Unreachable, ApiError) as error:
+                if broken == retries or not error.is_passing:
                     raise
-            if self.get(job_id).has_ended and broken == 0:
-                return
-            time.sleep(0.5)
+                self._transport.pause(min(broken, _LONGEST_PAUSE), error.retry_after)
+                broken += 1
 
     def metrics(self, job_id: str) -> Sequence[dict[str, Any]]:
         """`{step, train_loss, valid_loss, …}` in order of steps."""

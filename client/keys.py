@@ -1,9 +1,12 @@
 """API keys of one's own tenant."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from client.transport import Transport
+
+_KEYS = "/v1/api_keys"
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,11 @@ class Keys:
         self._transport = transport
 
     def create(self, name: str) -> Key:
-        return Key.from_json(self._transport.post("/v1/api_keys", {"name": name}))
+        return Key.from_json(self._transport.post(_KEYS, {"name": name}))
 
-    def list(self) -> list[Key]:
-        return [Key.from_json(item) for item in self._transport.get("/v1/api_keys")["data"]]
+    def list(self, limit: int | None = None) -> Iterator[Key]:
+        """Newest first, the revoked ones too."""
+        return (Key.from_json(item) for item in self._transport.page(_KEYS, limit=limit))
 
     def revoke(self, key_id: str) -> None:
-        self._transport.delete(f"/v1/api_keys/{key_id}")
+        self._transport.delete(f"{_KEYS}/{key_id}")

@@ -1,9 +1,10 @@
 """HTTP with the manners that every call shares: the key, retries that are safe, errors as `ApiError`."""
 
+import math
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from json import loads
 from typing import Any
 from urllib.parse import urlsplit
@@ -88,8 +89,9 @@ class Transport:
     ) -> httpx.Response:
         """One request, repeated where that is safe. `parts` gives the multipart fields anew for every attempt.
 
-        Raises ApiError or Unreachable.
+        Raises ApiError or Unreachable; ClientError for a body that JSON cannot carry.
         """
+        _require_finite(json)
         headers = {"Idempotency-Key": str(uuid.uuid4())} if method == "POST" else {}
         more: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
         for attempt in range(self._retries + 1):
@@ -100,23 +102,29 @@ class Transport:
             except httpx.TransportError as error:
                 if last or not _may_repeat(error):
                     raise Unreachable(self.base_url, _reason(error)) from error
-                self._sleep(_pause(attempt))
+                self.pause(attempt)
                 continue
             if response.is_success:
                 return response
             error = ApiError.from_response(response)
             if last or not _is_passing(error, response, attempt):
                 raise error
-            self._sleep(_pause(attempt) if error.retry_after is None else min(error.retry_after, _LONGEST_WAIT_SECONDS))
+            self.pause(attempt, error.retry_after)
         raise AssertionError("the last attempt returns or raises")
+
+    def pause(self, attempt: int, retry_after: float | None = None) -> None:
+        """Before a call is repeated: as long as the service asks for, else 0.25, 0.5, 1, 2, … s with some jitter."""
+        seconds = 0.25 * 2**attempt * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, no secret
+        self._sleep(seconds if retry_after is None else min(retry_after, _LONGEST_WAIT_SECONDS))
 
     def events(
         self, method: str, path: str, *, json: Any = None, headers: Mapping[str, str] | None = None
     ) -> Iterator[tuple[str | None, dict[str, Any]]]:
         """(id, data) of each server-sent event as it comes; not repeated.
 
-        Raises ApiError, or Unreachable: also where the connection breaks before the stream has ended.
+        Raises as `send` does, Unreachable also where the connection breaks before the stream has ended.
         """
+        _require_finite(json)
         headers = {"Accept": "text/event-stream", **(headers or {})}
         has_begun = False
         try:
@@ -129,6 +137,20 @@ class Transport:
         except httpx.TransportError as error:
             reason = f"the stream ended early: {_reason(error)}" if has_begun else _reason(error)
             raise Unreachable(self.base_url, reason) from error
+
+
+def _require_finite(value: Any, name: str = "") -> None:
+    """JSON has no NaN and no infinity: the field is named before anything is sent. Raises ClientError."""
+    inside: Iterable[tuple[Any, Any]] = ()
+    match value:
+        case float() if not math.isfinite(value):
+            raise ClientError(f"{name} is {value}: it must be a finite number")
+        case Mapping():
+            inside = value.items()
+        case list() | tuple():
+            inside = enumerate(value)
+    for key, item in inside:
+        _require_finite(item, f"{name}.{key}" if name else str(key))
 
 
 def _object(response: httpx.Response) -> dict[str, Any]:
@@ -168,12 +190,7 @@ def _is_passing(error: ApiError, response: httpx.Response, attempt: int) -> bool
     """429 and 503 pass; so does a 409 that says an earlier attempt of ours is still under way."""
     if response.headers.get("x-should-retry") == "false":
         return False
-    return error.status in (429, 503) or (error.status == 409 and attempt > 0 and "idempotency" in error.code)
-
-
-def _pause(attempt: int) -> float:
-    """Seconds: 0.25, 0.5, 1, 2, … with some jitter."""
-    return 0.25 * 2**attempt * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, no secret
+    return error.is_passing or (error.status == 409 and attempt > 0 and "idempotency" in error.code)
 
 
 def _reason(error: httpx.TransportError) -> str:

@@ -6,7 +6,7 @@ from fastapi.responses import Response
 from api.content import Stored, object_reply
 from api.deps import AfterParam, LimitParam, ReadSessionDep, ServicesDep, SessionDep, TenantDep
 from api.schemas.adapters import AdapterRead, AdapterUpdate
-from api.schemas.base import Deleted, ListRead, problems
+from api.schemas.base import UNCHANGED, Deleted, ListRead, problems
 from api.states import check_state, state_reply
 from core.adapters import service as adapters
 from core.adapters.repository import AdapterRepository
@@ -22,7 +22,7 @@ def list_adapters(
     return ListRead[AdapterRead].of([AdapterRead.of(row) for row in page.rows], page.has_more)
 
 
-@router.get("/{adapter_id}", response_model=AdapterRead, responses=problems(404), summary="An adapter")
+@router.get("/{adapter_id}", response_model=AdapterRead, responses={**UNCHANGED, **problems(404)}, summary="An adapter")
 def get_adapter(adapter_id: str, request: Request, session: ReadSessionDep, caller: TenantDep) -> Response:
     return state_reply(request, AdapterRead.of(AdapterRepository(session, caller.tenant_id).get(adapter_id)))
 
@@ -52,7 +52,7 @@ def delete_adapter(adapter_id: str, request: Request, session: SessionDep, calle
 @router.get(
     "/{adapter_id}/content",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}}, **problems(404, 410)},
+    responses={200: {"content": {"application/octet-stream": {}}}, **UNCHANGED, **problems(404, 410)},
     summary="The adapter as safetensors",
 )
 def get_adapter_content(adapter_id: str, request: Request, services: ServicesDep, caller: TenantDep) -> Response:

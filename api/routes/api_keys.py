@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from api.deps import ReadSessionDep, SessionDep, TenantDep
+from api.deps import AfterParam, LimitParam, ReadSessionDep, SessionDep, TenantDep
 from api.once import OnceDep
 from api.schemas.api_keys import KeyCreate, KeyCreated, KeyRead
 from api.schemas.base import Deleted, ListRead, problems
@@ -31,9 +31,12 @@ def create_api_key(body: KeyCreate, session: SessionDep, caller: TenantDep, once
     return JSONResponse(KeyCreated.with_secret(made[0].key, made[0].secret).model_dump(mode="json"))
 
 
-@router.get("", responses=problems(), summary="List keys, the revoked ones too")
-def list_api_keys(session: ReadSessionDep, caller: TenantDep) -> ListRead[KeyRead]:
-    return ListRead[KeyRead].of([KeyRead.of(row) for row in tenants.list_keys(session, caller.tenant_id)])
+@router.get("", responses=problems(404, 422), summary="List keys, newest first, the revoked ones too")
+def list_api_keys(
+    session: ReadSessionDep, caller: TenantDep, after: AfterParam = None, limit: LimitParam = 20
+) -> ListRead[KeyRead]:
+    page = tenants.list_keys(session, caller.tenant_id, after, limit)
+    return ListRead[KeyRead].of([KeyRead.of(row) for row in page.rows], page.has_more)
 
 
 @router.delete("/{key_id}", responses=problems(404, 409), summary="Revoke a key")

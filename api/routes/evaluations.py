@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from api.deps import AfterParam, CatalogDep, LimitParam, ReadSessionDep, SessionDep, SettingsDep, TenantDep
 from api.once import OnceDep
 from api.routes.images import named_model
-from api.schemas.base import ListRead, problems
+from api.schemas.base import UNCHANGED, ListRead, problems
 from api.schemas.evaluations import EvaluationCreate, EvaluationRead
 from api.states import check_state, state_reply
 from core.bases import Catalog
@@ -48,7 +48,10 @@ def list_evaluations(
 
 
 @router.get(
-    "/{evaluation_id}", response_model=EvaluationRead, responses=problems(404), summary="An evaluation and its result"
+    "/{evaluation_id}",
+    response_model=EvaluationRead,
+    responses={**UNCHANGED, **problems(404)},
+    summary="An evaluation and its result",
 )
 def get_evaluation(evaluation_id: str, request: Request, session: ReadSessionDep, caller: TenantDep) -> Response:
     return state_reply(request, EvaluationRead.of(EvaluationRepository(session, caller.tenant_id).get(evaluation_id)))

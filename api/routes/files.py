@@ -19,7 +19,7 @@ from api.deps import (
 )
 from api.middleware import Caller
 from api.once import REPLAYED, Once, fingerprint, key_of
-from api.schemas.base import Deleted, ListRead, Text, problems
+from api.schemas.base import UNCHANGED, Deleted, ListRead, Text, problems
 from api.schemas.files import FileRead, ReportRead
 from api.services import Services
 from api.upload import Upload, received
@@ -99,7 +99,7 @@ def delete_file(file_id: str, session: SessionDep, caller: TenantDep) -> Deleted
 @router.get(
     "/{file_id}/content",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}}, **problems(404, 410)},
+    responses={200: {"content": {"application/octet-stream": {}}}, **UNCHANGED, **problems(404, 410)},
     summary="The archive as it was uploaded",
 )
 def get_file_content(file_id: str, request: Request, services: ServicesDep, caller: TenantDep) -> Response:

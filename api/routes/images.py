@@ -15,7 +15,7 @@ from api.errors import StillDrawing, TimedOut
 from api.events import EVENT_STREAM
 from api.image_stream import give_up, image_stream
 from api.once import REPLAYED, Once, OnceDep
-from api.schemas.base import problems
+from api.schemas.base import UNCHANGED, problems
 from api.schemas.images import GenerationRead, ImageCreate, ImageRead, ImagesRead
 from api.services import Services
 from core import faults
@@ -41,8 +41,11 @@ _REFUSED = frozenset({"invalid", "unknown_class", "unknown_model", "adapter_inco
 @router.post(
     "",
     response_model=ImagesRead,
-    responses={202: {"model": GenerationRead, "description": "With Prefer: respond-async"}}
-    | problems(400, 404, 409, 410, 422, 429),
+    responses={
+        200: {"content": {EVENT_STREAM: {}}},
+        202: {"model": GenerationRead, "description": "With Prefer: respond-async"},
+        **problems(400, 404, 409, 410, 422, 429, 504),
+    },
     summary="Draw images",
 )
 async def create_image(
@@ -113,7 +116,7 @@ def cancel_image_generation(
 @router.get(
     "/{generation_id}/images/{index}",
     response_class=Response,
-    responses={200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}}, **problems(404, 410)},
+    responses={200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}}, **UNCHANGED, **problems(404, 410)},
     summary="An image",
 )
 def get_image(generation_id: str, index: str, request: Request, services: ServicesDep, caller: TenantDep) -> Response:

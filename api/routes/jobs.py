@@ -21,9 +21,10 @@ from api.deps import (
     public_url,
 )
 from api.events import EVENT_STREAM, event_number, event_stream, last_event_id
+from api.labels import LABELS_PARAM, LabelsParam
 from api.once import OnceDep
 from api.routes.images import named_model
-from api.schemas.base import ListRead, problems
+from api.schemas.base import UNCHANGED, ListRead, problems
 from api.schemas.jobs import (
     CheckpointRead,
     EventRead,
@@ -81,15 +82,26 @@ def create_job(
         raise _placed(error, body) from error
 
 
-@router.get("", responses=problems(404, 422), summary="List jobs, newest first")
+@router.get(
+    "",
+    responses=problems(404, 422),
+    openapi_extra={"parameters": [LABELS_PARAM]},
+    summary="List jobs, newest first",
+)
 def list_jobs(
-    session: ReadSessionDep, caller: TenantDep, after: AfterParam = None, limit: LimitParam = 20
+    session: ReadSessionDep,
+    caller: TenantDep,
+    labels: LabelsParam,
+    after: AfterParam = None,
+    limit: LimitParam = 20,
 ) -> ListRead[JobRead]:
-    page = JobRepository(session, caller.tenant_id).list_newest(after, limit)
+    page = JobRepository(session, caller.tenant_id).list_newest(after, limit, labels)
     return ListRead[JobRead].of(_read(session, caller.tenant_id, page.rows), page.has_more)
 
 
-@router.get("/{job_id}", response_model=JobRead, responses=problems(404), summary="A job and how far it is")
+@router.get(
+    "/{job_id}", response_model=JobRead, responses={**UNCHANGED, **problems(404)}, summary="A job and how far it is"
+)
 def get_job(job_id: str, request: Request, session: ReadSessionDep, caller: TenantDep) -> Response:
     job = JobRepository(session, caller.tenant_id).get(job_id)
     return state_reply(request, _read(session, caller.tenant_id, [job])[0])
@@ -176,7 +188,7 @@ def list_job_previews(
 @router.get(
     "/{job_id}/previews/{preview_id}/content",
     response_class=Response,
-    responses={200: {"content": {"image/png": {}}}, **problems(404, 410)},
+    responses={200: {"content": {"image/png": {}}}, **UNCHANGED, **problems(404, 410)},
     summary="A preview as PNG",
 )
 def get_job_preview(

@@ -16,6 +16,8 @@ def _storable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_storable)]
+ModelName = Annotated[Text, Field(min_length=1, max_length=300)]
+"""A base's, or a tuned model's `ft:…`; wherever one may be named, any of ours may."""
 
 
 class Body(BaseModel):
@@ -74,6 +76,8 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {**said, "default": {"description": "Any other trouble, in the same shape.", "content": content}}
 
 
+UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "If-None-Match names it as it is: nothing is sent."}}
+
 _MEANING = {
     400: "The request cannot be parsed.",
     401: "No API key, or a dead one.",
@@ -88,4 +92,5 @@ _MEANING = {
     422: "Parsed, but not acceptable: `errors` names the fields.",
     429: "A limit of the tenant is reached: see Retry-After.",
     503: "Something that we depend on does not answer: see Retry-After.",
+    504: "The request's own timeout has passed.",
 }

@@ -2,7 +2,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from api.schemas.base import Body, Text
+from api.schemas.base import Body, ModelName, Text
 from api.schemas.jobs import JobError
 from core.clock import to_unix
 from core.evaluations.spec import MAX_IMAGES, MIN_IMAGES
@@ -11,7 +11,7 @@ from core.sampling.request import MAX_GUIDANCE_SCALE, MAX_SEED, MAX_STEPS, Guida
 
 
 class EvaluationCreate(Body):
-    model: Annotated[Text, Field(min_length=1, max_length=300, description="A base's name or your own `ft:…`.")]
+    model: ModelName = Field(description="A base's name or your own `ft:…`.")
     file: Annotated[Text, Field(min_length=1, max_length=100, description="Id of a processed file.")]
     images: Annotated[int, Field(ge=MIN_IMAGES, le=MAX_IMAGES)] | None = Field(None, description="Pictures to draw.")
     seed: Annotated[int, Field(ge=0, le=MAX_SEED - MAX_IMAGES)] | None = Field(

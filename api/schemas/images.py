@@ -2,7 +2,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
-from api.schemas.base import Body, Text
+from api.schemas.base import Body, ModelName, Text
 from api.schemas.jobs import JobError
 from core.clock import to_unix
 from core.models import Sample
@@ -28,7 +28,7 @@ Interval = Annotated[tuple[Share, Share], Field(strict=False)]  # JSON has lists
 
 
 class AdapterWeight(Body):
-    model: Annotated[Text, Field(min_length=1, max_length=300, description="Your own `ft:…` of the same base.")]
+    model: ModelName = Field(description="Your own `ft:…` of the same base.")
     weight: Annotated[float, Field(ge=-MAX_ADAPTER_SCALE, le=MAX_ADAPTER_SCALE)] = 1.0
 
 
@@ -38,7 +38,7 @@ class ImageCreate(Body):
     OpenAI's other parameters are taken where they ask for what is done anyway (`background: opaque`), else refused.
     """
 
-    model: Annotated[Text, Field(min_length=1, max_length=300, description="A base's name or your own `ft:…`.")]
+    model: ModelName = Field(description="A base's name or your own `ft:…`.")
     prompt: Annotated[Text, Field(max_length=1_000)] | None = Field(
         None, description="A class name of the model; empty draws without a class."
     )

@@ -1,9 +1,11 @@
 import math
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, field_validator, model_validator
+from typing_extensions import TypeAliasType
 
-from api.schemas.base import Body, Text
+from api.schemas.base import Body, ModelName, Text
+from api.schemas.hyperparameters import schema
 from core.clock import to_unix
 from core.jobs.states import Status
 from core.models import Checkpoint, Job, JobEvent, JobMetric, Preview
@@ -32,7 +34,10 @@ def _plain(value: Any, depth: int = 0) -> Any:
     return value
 
 
-Hyperparameters = Annotated[dict[str, Any], AfterValidator(_plain)]
+# An alias of its own name is a shape of its own in OpenAPI, said once for both places.
+Hyperparameters = TypeAliasType(
+    "Hyperparameters", Annotated[dict[str, Any], AfterValidator(_plain), WithJsonSchema(schema())]
+)
 Labels = Annotated[
     dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]], Field(max_length=16)
 ]
@@ -41,7 +46,7 @@ Labels = Annotated[
 class DiffFitMethod(Body):
     hyperparameters: Hyperparameters = Field(
         default_factory=dict,
-        description="Names and bounds are in docs/api.md; whatever is left out or `auto` is chosen.",
+        description="Whatever is left out or `auto` is chosen; docs/api.md says what each does.",
     )
 
 
@@ -57,7 +62,7 @@ class Previews(Body):
 
 
 class JobCreate(Body):
-    model: Annotated[Text, Field(min_length=1, max_length=200, description="A base, or a tuned model to continue.")]
+    model: ModelName = Field(description="A base, or a tuned model to continue.")
     training_file: Annotated[Text, Field(min_length=1, max_length=100, description="Id of an uploaded file.")]
     checkpoint: Annotated[Text, Field(min_length=1, max_length=100)] | None = Field(
         None, description="Id of a checkpoint of yours to continue from."

@@ -73,10 +73,15 @@ def watch_jobs(job_ids: Annotated[list[str], typer.Argument(metavar="JOB...")]) 
 
 
 @app.command("list")
-def list_jobs(limit: Annotated[int, typer.Option("--limit", "-n", min=1)] = 20) -> None:
+def list_jobs(
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1)] = 20,
+    label: Annotated[
+        list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="Only those that it was kept with.")
+    ] = None,
+) -> None:
     """The newest jobs."""
     with connected() as client:
-        jobs = list(client.jobs.list(limit))
+        jobs = list(client.jobs.list(limit, _pairs(label, "--metadata")))
     rows = [(j.id, j.status, _steps(j), j.model, j.adapter_id, moment(j.created_at)) for j in jobs]
     table(("ID", "STATUS", "STEP", "BASE", "ADAPTER", "CREATED"), rows, "no jobs yet: difffit train FOLDER")
 

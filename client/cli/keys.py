@@ -11,10 +11,10 @@ app = typer.Typer(no_args_is_help=True, help="API keys of this tenant.")
 
 
 @app.command("list")
-def list_keys() -> None:
-    """Every key; secrets are not kept and cannot be shown."""
+def list_keys(limit: Annotated[int, typer.Option("--limit", "-n", min=1)] = 20) -> None:
+    """The newest keys; secrets are not kept and cannot be shown."""
     with connected() as client:
-        keys = client.keys.list()
+        keys = list(client.keys.list(limit))
     rows = [
         (key.id, key.name, f"{key.prefix}…", moment(key.created_at), "revoked" if key.revoked_at else "live")
         for key in keys

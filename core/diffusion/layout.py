@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Kind = Literal["difffit", "bitfit"]
 GammaDepth = Literal["none", "half", "all"] | tuple[int, int]
 KINDS: tuple[Kind, ...] = ("difffit", "bitfit")
+GAMMA_DEPTHS = ("none", "half", "all")
 GAMMA_PLACES = ("attention", "mlp", "qkv", "projection")
 DEFAULT_GAMMA_PLACES = ("attention", "mlp")
 _POINTER = "/layout"

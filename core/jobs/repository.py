@@ -1,9 +1,11 @@
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
+from core.db.labels import having
 from core.db.page import Page, newest_first
 from core.errors import NotFound
 from core.models import Checkpoint, Job, JobEvent, JobMetric, Preview
@@ -28,11 +30,12 @@ class JobRepository:
             raise NotFound(f"no fine-tuning job {job_id}", pointer=pointer)
         return found
 
-    def list_newest(self, after: str | None, limit: int) -> Page[Job]:
+    def list_newest(self, after: str | None, limit: int, labels: Mapping[str, str] | None = None) -> Page[Job]:
+        """All, or those with these labels: an empty mapping asks for those that have none."""
         last = self.get(after, pointer="/after") if after else None
-        return newest_first(
-            self._session, self._own(), Job.created_at, Job.id, (last.created_at, last.id) if last else None, limit
-        )
+        key = (last.created_at, last.id) if last else None
+        query = self._own() if labels is None else self._own().where(*having(self._session, Job.labels, labels))
+        return newest_first(self._session, query, Job.created_at, Job.id, key, limit)
 
     def list_events(self, job_id: str, before: int | None, limit: int) -> Page[JobEvent]:
         """Newest first; `before` is the id of the last one that the caller has."""

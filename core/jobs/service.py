@@ -14,7 +14,8 @@ from core.jobs.repository import JobRepository
 from core.jobs.start import Start
 from core.jobs.states import TERMINAL, UNFINISHED, Status, move
 from core.models import Dataset, Job, Tenant
-from core.training.spec import MAX_DEVICES, MAX_STEPS, TrainSpec, resolve
+from core.training.hyperparameters import MAX_DEVICES
+from core.training.spec import MAX_STEPS, TrainSpec, resolve
 
 
 def create_job(

@@ -10,7 +10,8 @@ from core.diffusion.catalog import BaseSummary
 from core.errors import Conflict, Invalid
 from core.jobs.repository import CHECKPOINT_NAME, JobRepository
 from core.models import Adapter, Dataset
-from core.training.spec import AUTO, POINTER, TrainSpec
+from core.training.hyperparameters import AUTO
+from core.training.spec import POINTER, TrainSpec
 
 _INHERITED = ("layout", "gamma_depth", "gamma_places", "image_size")
 _FIXED = ("layout", "gamma_depth", "gamma_places")

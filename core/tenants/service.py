@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
+from core.db.page import Page, newest_first
 from core.db.session import now
 from core.errors import Conflict, DomainError, Invalid, NotFound
 from core.models import ApiKey, Tenant
@@ -84,17 +85,19 @@ def authenticate(session: Session, secret: str) -> Tenant:
     return found
 
 
-def list_keys(session: Session, tenant_id: str) -> list[ApiKey]:
-    return list(session.scalars(select(ApiKey).where(ApiKey.tenant_id == tenant_id).order_by(ApiKey.created_at)))
+def list_keys(session: Session, tenant_id: str, after: str | None, limit: int) -> Page[ApiKey]:
+    """Newest first, the revoked ones too."""
+    last = _get_key(session, tenant_id, after, pointer="/after") if after else None
+    key = (last.created_at, last.id) if last else None
+    own = select(ApiKey).where(ApiKey.tenant_id == tenant_id)
+    return newest_first(session, own, ApiKey.created_at, ApiKey.id, key, limit)
 
 
 def revoke_key(session: Session, tenant_id: str, key_id: str) -> ApiKey:
     """Dead at once. The last live key stays: without one nobody could make another. Raises NotFound or Conflict."""
     # Two keys that revoke each other meet here: the second waits, and finds itself the last.
     session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update())
-    key = session.scalar(select(ApiKey).where(ApiKey.tenant_id == tenant_id, ApiKey.id == key_id))
-    if key is None:
-        raise NotFound(f"no API key {key_id}")
+    key = _get_key(session, tenant_id, key_id)
     if key.revoked_at is not None:
         return key
     others = select(ApiKey.id).where(ApiKey.tenant_id == tenant_id, ApiKey.revoked_at.is_(None), ApiKey.id != key_id)
@@ -102,6 +105,13 @@ def revoke_key(session: Session, tenant_id: str, key_id: str) -> ApiKey:
         raise Conflict("this is the last live key of its tenant: create another one first", code="last_api_key")
     key.revoked_at = now(session)
     return key
+
+
+def _get_key(session: Session, tenant_id: str, key_id: str, pointer: str | None = None) -> ApiKey:
+    found = session.scalar(select(ApiKey).where(ApiKey.tenant_id == tenant_id, ApiKey.id == key_id))
+    if found is None:
+        raise NotFound(f"no API key {key_id}", pointer=pointer)
+    return found
 
 
 def _digest(secret: str) -> str:

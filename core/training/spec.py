@@ -10,15 +10,13 @@ from typing import Any, Literal
 from core.diffusion.catalog import MAX_SIZE_FACTOR, BaseSummary
 from core.diffusion.layout import GammaDepth, Kind, LayoutOptions
 from core.errors import Invalid
+from core.training.hyperparameters import MAX_DEVICES, Asker
 
 ClassStart = Literal["mean", "best"]
-AUTO = "auto"
 XL_LEARNING_RATE, XL_HIDDEN = 1e-4, 1152
 """What DiT-XL/2 is pretrained with (arXiv 2212.09748, section 4); a job takes ten times that (arXiv 2304.06648)."""
 POINTER = "/method/difffit/hyperparameters"
 MAX_STEPS = 20_000
-MAX_BATCH = 256
-MAX_DEVICES = 64
 MAX_AUTO_RATE = 1e-3
 """Of a base's own rate: a job's auto rate stays within ten times this, however narrow the base."""
 MAX_SEED = 2**63 - 1
@@ -105,46 +103,46 @@ def resolve(
     * `devices` 1: more of them only make a step of a large base shorter.
     * `class_start` mean: see `core.training.class_start` for what was measured.
     """
-    ask = _Asker(hyperparameters, pointer)
+    ask = Asker(hyperparameters, pointer, max_steps)
     ask.refuse_unknown()
-    batch_size = ask.whole("batch_size", 8, 1, MAX_BATCH)
+    batch_size = ask.whole("batch_size", 8)
     steps = _steps(ask, images, batch_size, max_steps)
-    kind: Kind = ask.choice("layout", "difffit", ("difffit", "bitfit"))
+    kind: Kind = ask.choice("layout", "difffit")
     options = _layout_options(ask, kind, base)
-    preview_every = ask.optional_whole("preview_every", max(1, math.ceil(steps / 4)), 1, max_steps)
+    preview_every = ask.optional_whole("preview_every", max(1, math.ceil(steps / 4)))
     return TrainSpec(
         seed=_seed(seed),
         steps=steps,
         batch_size=batch_size,
         learning_rate=_learning_rate(ask, base),
-        warmup_steps=ask.whole("warmup_steps", min(20, steps // 5), 0, max_steps),
-        rate_decay=ask.real("rate_decay", 0.7, 0.0, 1.0),
+        warmup_steps=ask.whole("warmup_steps", min(20, steps // 5)),
+        rate_decay=ask.real("rate_decay", 0.7),
         image_size=_image_size(ask, base),
         layout=kind,
         gamma_depth=options.gamma_depth,
         gamma_places=options.gamma_places,
         class_start=_class_start(ask, base),
-        ema_decay=ask.real("ema_decay", 0.999, 0.0, 0.999999),
-        clip_norm=ask.real("clip_norm", 1.0, 1e-6, 1e6),
-        label_dropout=ask.real("label_dropout", 0.1, 0.0, 0.9),
+        ema_decay=ask.real("ema_decay", 0.999),
+        clip_norm=ask.real("clip_norm", 1.0),
+        label_dropout=ask.real("label_dropout", 0.1),
         flip=ask.flag("flip", False),
-        min_snr_gamma=ask.optional_real("min_snr_gamma", None, 0.1, 100.0),
-        metrics_every=ask.whole("metrics_every", max(1, steps // 100), 1, max_steps),
-        validation_every=ask.whole("validation_every", max(1, math.ceil(steps / 10)), 1, max_steps),
-        checkpoint_every=ask.whole("checkpoint_every", max(1, math.ceil(steps / 10)), 1, max_steps),
+        min_snr_gamma=ask.optional_real("min_snr_gamma", None),
+        metrics_every=ask.whole("metrics_every", max(1, steps // 100)),
+        validation_every=ask.whole("validation_every", max(1, math.ceil(steps / 10))),
+        checkpoint_every=ask.whole("checkpoint_every", max(1, math.ceil(steps / 10))),
         preview_every=preview_every,
-        preview_images=ask.whole("preview_images", max(1, min(classes, 4)), 1, 16),
-        preview_steps=ask.whole("preview_steps", 15, 1, 100),
+        preview_images=ask.whole("preview_images", max(1, min(classes, 4))),
+        preview_steps=ask.whole("preview_steps", 15),
         devices=_devices(ask, batch_size, max_devices),
-        time_shift=ask.real("time_shift", 1.0 if base.prediction == "epsilon" else 3.0, 0.1, 10.0),
+        time_shift=ask.real("time_shift", 1.0 if base.prediction == "epsilon" else 3.0),
     )
 
 
-def _steps(ask: "_Asker", images: int, batch_size: int, max_steps: int) -> int:
+def _steps(ask: Asker, images: int, batch_size: int, max_steps: int) -> int:
     if ask.is_given("n_epochs"):
         if ask.is_given("steps"):
             raise Invalid("steps and n_epochs exclude each other", pointer=ask.pointer("n_epochs"))
-        epochs = ask.real("n_epochs", 1.0, 1e-3, 1e6)
+        epochs = ask.real("n_epochs", 1.0)
         steps = max(1, math.ceil(epochs * images / batch_size))
         if steps > max_steps:
             raise Invalid(
@@ -152,27 +150,27 @@ def _steps(ask: "_Asker", images: int, batch_size: int, max_steps: int) -> int:
                 pointer=ask.pointer("n_epochs"),
             )
         return steps
-    return ask.whole("steps", min(800 + 2 * images // 5, 2000, max_steps), 1, max_steps)
+    return ask.whole("steps", min(800 + 2 * images // 5, 2000, max_steps))
 
 
-def _class_start(ask: "_Asker", base: BaseSummary) -> ClassStart:
+def _class_start(ask: Asker, base: BaseSummary) -> ClassStart:
     if base.conditioning == "text" and ask.is_given("class_start"):
         raise Invalid(
             f"{base.name} draws by prompts: its classes have no rows to start from", pointer=ask.pointer("class_start")
         )
-    return ask.choice("class_start", "mean", ("mean", "best"))
+    return ask.choice("class_start", "mean")
 
 
-def _image_size(ask: "_Asker", base: BaseSummary) -> int:
+def _image_size(ask: Asker, base: BaseSummary) -> int:
     own, unit = base.image_size, base.size_unit
-    size = ask.whole("image_size", own, own, MAX_SIZE_FACTOR * own)
+    size = ask.whole_within("image_size", own, own, MAX_SIZE_FACTOR * own)
     if size % unit and size != own:
         raise Invalid(f"image_size must be a multiple of {unit}", pointer=ask.pointer("image_size"))
     return size
 
 
-def _devices(ask: "_Asker", batch_size: int, max_devices: int) -> int:
-    devices = ask.whole("devices", 1, 1, MAX_DEVICES)
+def _devices(ask: Asker, batch_size: int, max_devices: int) -> int:
+    devices = ask.whole("devices", 1)
     if devices > max_devices:
         raise Invalid(
             f"devices is {devices}; this service trains a job on at most {max_devices}", pointer=ask.pointer("devices")
@@ -184,18 +182,18 @@ def _devices(ask: "_Asker", batch_size: int, max_devices: int) -> int:
     return devices
 
 
-def _learning_rate(ask: "_Asker", base: BaseSummary) -> float:
+def _learning_rate(ask: Asker, base: BaseSummary) -> float:
     if ask.is_given("learning_rate"):
         if ask.is_given("learning_rate_multiplier"):
             raise Invalid(
                 "learning_rate and learning_rate_multiplier exclude each other", pointer=ask.pointer("learning_rate")
             )
-        return ask.real("learning_rate", 0.0, 1e-8, 1.0)
+        return ask.real("learning_rate", 0.0)
     own = base.learning_rate or XL_LEARNING_RATE * max(1.0, XL_HIDDEN / base.hidden)
-    return min(own, MAX_AUTO_RATE) * ask.real("learning_rate_multiplier", 10.0, 1e-3, 1e4)
+    return min(own, MAX_AUTO_RATE) * ask.real("learning_rate_multiplier", 10.0)
 
 
-def _layout_options(ask: "_Asker", kind: Kind, base: BaseSummary) -> LayoutOptions:
+def _layout_options(ask: Asker, kind: Kind, base: BaseSummary) -> LayoutOptions:
     try:
         options = LayoutOptions.resolve(kind, ask.given("gamma_depth"), ask.given("gamma_places"))
         options.blocks(base.layers)
@@ -208,78 +206,3 @@ def _seed(seed: object) -> int:
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
         raise Invalid(f"seed must be a whole number from 0 to {MAX_SEED}", pointer="/seed")
     return seed
-
-
-_FIELDS = frozenset(
-    (
-        "steps n_epochs batch_size learning_rate learning_rate_multiplier warmup_steps rate_decay image_size layout "
-        "gamma_depth gamma_places class_start ema_decay clip_norm label_dropout flip min_snr_gamma time_shift "
-        "metrics_every validation_every checkpoint_every preview_every preview_images preview_steps devices"
-    ).split()
-)
-
-
-class _Asker:
-    """Reads one request field by field: absent, null where null means nothing, and "auto" take the default."""
-
-    def __init__(self, given: Mapping[str, Any], pointer: str) -> None:
-        self._given = given
-        self._pointer = pointer
-
-    def pointer(self, field: str) -> str:
-        return f"{self._pointer}/{field}"
-
-    def refuse_unknown(self) -> None:
-        for field in self._given:
-            if field not in _FIELDS:
-                raise Invalid(f"{field} is no hyperparameter", pointer=self.pointer(field))
-
-    def is_given(self, field: str) -> bool:
-        return self.given(field) is not None
-
-    def given(self, field: str) -> Any:
-        value = self._given.get(field)
-        return None if value == AUTO else value
-
-    def whole(self, field: str, auto: int, low: int, high: int) -> int:
-        value = self.given(field)
-        if value is None:
-            return auto
-        if type(value) is not int or not low <= value <= high:
-            raise Invalid(f"{field} must be a whole number from {low} to {high}, or auto", pointer=self.pointer(field))
-        return value
-
-    def optional_whole(self, field: str, auto: int, low: int, high: int) -> int | None:
-        """As `whole`; an explicit null switches the thing off."""
-        if field in self._given and self._given[field] is None:
-            return None
-        return self.whole(field, auto, low, high)
-
-    def real(self, field: str, auto: float, low: float, high: float) -> float:
-        value = self.given(field)
-        if value is None:
-            return auto
-        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
-            raise Invalid(f"{field} must be a number from {low:g} to {high:g}, or auto", pointer=self.pointer(field))
-        return float(value)
-
-    def optional_real(self, field: str, auto: float | None, low: float, high: float) -> float | None:
-        if self.given(field) is None:
-            return auto
-        return self.real(field, 0.0, low, high)
-
-    def flag(self, field: str, auto: bool) -> bool:
-        value = self.given(field)
-        if value is None:
-            return auto
-        if type(value) is not bool:
-            raise Invalid(f"{field} must be true, false or auto", pointer=self.pointer(field))
-        return value
-
-    def choice(self, field: str, auto: Any, among: tuple[str, ...]) -> Any:
-        value = self.given(field)
-        if value is None:
-            return auto
-        if value not in among:
-            raise Invalid(f"{field} must be one of {', '.join(among)}, or auto", pointer=self.pointer(field))
-        return value

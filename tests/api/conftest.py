@@ -187,6 +187,30 @@ def client(owner: Owner) -> TestClient:
     return owner.client
 
 
+@pytest.fixture
+def victim(service: Service) -> Owner:
+    """A tenant with one of everything."""
+    owner = service.owner()
+    job_id, adapter = service.trained(owner)
+    sample = owner.client.post(
+        "/v1/images/generations", json={"model": "tiny-dit"}, headers={"Prefer": "respond-async"}
+    ).json()
+    service.draw()
+    evaluation = owner.client.post("/v1/evaluations", json={"model": adapter.model, "file": service.dataset(owner).id})
+    owner.ids = {
+        "file_id": service.dataset(owner).id,
+        "job_id": job_id,
+        "preview_id": owner.client.get(f"/v1/fine_tuning/jobs/{job_id}/previews").json()["data"][0]["id"],
+        "adapter_id": adapter.id,
+        "model_id:path": adapter.model,
+        "generation_id": sample["id"],
+        "index": "0",
+        "evaluation_id": evaluation.json()["id"],
+        "key_id": owner.client.post("/v1/api_keys", json={"name": "second"}).json()["id"],
+    }
+    return owner
+
+
 def upload(client: TestClient, data: bytes | None = None, **headers: str) -> Any:
     files = {"file": ("shapes.zip", archive() if data is None else data, "application/zip")}
     return client.post("/v1/files", files=files, data={"purpose": "fine-tune"}, headers=headers)

@@ -88,9 +88,20 @@ def test_keys_are_made_shown_once_and_revoked_at_once(service: Service, owner: O
     other = service.client(made["secret"])
     assert other.get("/v1/models").status_code == 200
     listed = client.get("/v1/api_keys").json()["data"]
-    assert [item["name"] for item in listed] == ["test", "ci"]
+    assert [item["name"] for item in listed] == ["ci", "test"]
     assert made["secret"] not in str(listed)
     assert client.delete(f"/v1/api_keys/{made['id']}").json()["deleted"] is True
     assert_problem(other.get("/v1/models"), 401, "invalid_api_key")
     assert_problem(client.delete(f"/v1/api_keys/{owner.key_id}"), 409, "last_api_key")
     assert client.get("/v1/models").status_code == 200
+
+
+def test_keys_come_newest_first_in_pages(client: TestClient, owner: Owner) -> None:
+    made = [client.post("/v1/api_keys", json={"name": name}).json()["id"] for name in "abc"]
+    first = client.get("/v1/api_keys", params={"limit": 2}).json()
+    assert [key["id"] for key in first["data"]] == [made[2], made[1]]
+    assert first["has_more"]
+    rest = client.get("/v1/api_keys", params={"limit": 2, "after": first["last_id"]}).json()
+    assert [key["id"] for key in rest["data"]] == [made[0], owner.key_id]
+    assert not rest["has_more"]
+    assert_problem(client.get("/v1/api_keys", params={"after": "key-x"}), 404, "not_found", "/after")

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from api.routes import ROUTERS
-from core.training.spec import _FIELDS
+from core.training.hyperparameters import NAMES
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "api.md").read_text()
@@ -66,4 +66,4 @@ def test_every_hyperparameter_is_described() -> None:
         for line in table.splitlines()
         for name in re.findall(r"`([a-z_]+)`", line.split("|")[1] if "|" in line else "")
     }
-    assert named == set(_FIELDS)
+    assert named == NAMES

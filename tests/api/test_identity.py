@@ -50,30 +50,6 @@ WITH_IDS = {
 }
 
 
-@pytest.fixture
-def victim(service: Service) -> Owner:
-    """A tenant with one of everything."""
-    owner = service.owner()
-    job_id, adapter = service.trained(owner)
-    sample = owner.client.post(
-        "/v1/images/generations", json={"model": "tiny-dit"}, headers={"Prefer": "respond-async"}
-    ).json()
-    service.draw()
-    evaluation = owner.client.post("/v1/evaluations", json={"model": adapter.model, "file": service.dataset(owner).id})
-    owner.ids = {
-        "file_id": service.dataset(owner).id,
-        "job_id": job_id,
-        "preview_id": owner.client.get(f"/v1/fine_tuning/jobs/{job_id}/previews").json()["data"][0]["id"],
-        "adapter_id": adapter.id,
-        "model_id:path": adapter.model,
-        "generation_id": sample["id"],
-        "index": "0",
-        "evaluation_id": evaluation.json()["id"],
-        "key_id": owner.client.post("/v1/api_keys", json={"name": "second"}).json()["id"],
-    }
-    return owner
-
-
 def test_every_route_with_an_id_is_named_here() -> None:
     assert {f"{method} {route.path}" for method, route in ROUTES if "{" in route.path} == WITH_IDS
 
@@ -127,7 +103,12 @@ def test_ids_in_bodies_and_cursors_of_another_tenant_are_unknown_too(service: Se
     pair = [stranger.post("/v1/images/generations", json={"model": name}) for name in (model, "ft:nobody")]
     assert pair[0].text.replace(model, "<>") == pair[1].text.replace("ft:nobody", "<>")
     assert pair[0].status_code == 404
-    for path, key in (("files", "file_id"), ("fine_tuning/jobs", "job_id"), ("adapters", "adapter_id")):
+    for path, key in (
+        ("files", "file_id"),
+        ("fine_tuning/jobs", "job_id"),
+        ("adapters", "adapter_id"),
+        ("api_keys", "key_id"),
+    ):
         assert_problem(stranger.get(f"/v1/{path}", params={"after": victim.ids[key]}), 404, "not_found", "/after")
 
 

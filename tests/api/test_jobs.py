@@ -11,6 +11,8 @@ from core.models import Job, OutboxMessage
 from tests import rows
 from tests.api.conftest import Owner, Service, assert_problem, job_body, unknown, upload
 
+JOBS = "/v1/fine_tuning/jobs"
+
 
 @pytest.fixture
 def file_id(service: Service, owner: Owner) -> str:
@@ -115,6 +117,50 @@ def test_a_tenant_has_only_so_many_unfinished_jobs(service: Service, client: Tes
     reply = client.post("/v1/fine_tuning/jobs", json=job_body(file_id))
     assert_problem(reply, 429, "too_many_jobs")
     assert int(reply.headers["retry-after"]) > 0
+
+
+def labelled(client: TestClient, **query: str) -> list[str]:
+    """The notes of the jobs that are listed."""
+    return [job["metadata"].get("note", "") for job in client.get(JOBS, params=query).json()["data"]]
+
+
+def test_jobs_are_listed_by_their_metadata(service: Service, client: TestClient, file_id: str) -> None:
+    stranger = service.owner()
+    for asker, file, metadata in (
+        (client, file_id, {"note": "1", "team": "a", "stage": "live"}),
+        (client, file_id, {"note": "2", "team": "b", "stage": "live"}),
+        (client, file_id, {"note": "3", "team": "a", "": ""}),
+        (client, file_id, None),
+        (stranger.client, service.dataset(stranger).id, {"note": "4", "team": "a"}),
+    ):
+        assert asker.post(JOBS, json=job_body(file, metadata=metadata)).status_code == 200
+    assert labelled(client) == ["", "3", "2", "1"]
+    assert labelled(client, **{"metadata[team]": "a"}) == ["3", "1"]
+    assert labelled(client, **{"metadata[team]": "a", "metadata[stage]": "live"}) == ["1"]
+    assert labelled(client, **{"metadata[team]": "zzz"}) == []
+    assert labelled(client, **{"metadata[]": ""}) == ["3"]
+    assert labelled(client, metadata="null") == [""]
+    first = client.get(JOBS, params={"metadata[team]": "a", "limit": 1}).json()
+    assert first["has_more"]
+    assert labelled(client, **{"metadata[team]": "a", "after": first["last_id"]}) == ["1"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "metadata=a",
+        "metadata=",
+        "metadata.team=a",
+        "metadata[team=a",
+        "metadata=null&metadata[team]=a",
+        "metadata[team]=a&metadata[team]=b",
+        f"metadata[{'k' * 65}]=a",
+        f"metadata[k]={'v' * 513}",
+        "&".join(f"metadata[{number}]=a" for number in range(17)),
+    ],
+)
+def test_a_filter_that_cannot_be_meant_is_refused(client: TestClient, query: str) -> None:
+    assert_problem(client.get(f"{JOBS}?{query}"), 422, "invalid", "/metadata")
 
 
 def test_what_a_job_leaves_behind_is_listed(service: Service, owner: Owner, client: TestClient) -> None:

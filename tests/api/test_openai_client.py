@@ -29,11 +29,15 @@ def test_it_uploads_trains_follows_and_draws(service: Service, owner: Owner) -> 
             model="tiny-dit",
             training_file=service.dataset_ready(file.id),
             suffix="shapes",
+            metadata={"team": "a", "stage": "trial"},
             method={"type": "difffit", "difffit": {"hyperparameters": {"steps": 10}}},  # pyright: ignore[reportArgumentType]
         )
         assert job.status == "queued"
         assert client.fine_tuning.jobs.retrieve(job.id).id == job.id
         assert [item.id for item in client.fine_tuning.jobs.list(limit=1)] == [job.id]
+        assert [item.id for item in client.fine_tuning.jobs.list(metadata={"team": "a"})] == [job.id]
+        assert list(client.fine_tuning.jobs.list(metadata={"team": "a", "stage": "live"})) == []
+        assert list(client.fine_tuning.jobs.list(extra_query={"metadata": "null"})) == []
         assert client.fine_tuning.jobs.pause(job.id).id == job.id
         assert client.fine_tuning.jobs.resume(job.id).status == "queued"
         events = client.fine_tuning.jobs.list_events(job.id, limit=2)

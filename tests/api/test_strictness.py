@@ -73,6 +73,14 @@ def test_a_bad_field_is_named(service: Service, client: TestClient, file_id: str
     assert _no_job(service)
 
 
+@pytest.mark.parametrize("path", [JOBS, "/v1/images/generations", "/v1/evaluations"])
+def test_a_models_name_may_be_as_long_wherever_one_is_named(client: TestClient, file_id: str, path: str) -> None:
+    more = {JOBS: {"training_file": file_id}, "/v1/evaluations": {"file": file_id}}.get(path, {})
+    longest = "ft:" + "x" * 297
+    assert_problem(send(client, {"model": longest, **more}, path), 404, "model_not_found", "/model")
+    assert_problem(send(client, {"model": f"{longest}x", **more}, path), 422, "invalid", "/model")
+
+
 @pytest.mark.parametrize("text", ["' OR 1=1 --", "{{7*7}}", "%s%n", "<script>x</script>", "\x1b[31m\r\nX: y", "💣"])
 def test_hostile_text_is_kept_as_text(client: TestClient, file_id: str, text: str) -> None:
     job = send(client, job_body(file_id, metadata={"note": text})).json()
@@ -98,7 +106,9 @@ def test_what_is_no_object_is_refused(client: TestClient, body: bytes) -> None:
     assert_problem(client.post(JOBS, content=body, headers={"Content-Type": "application/json"}), 422, "invalid")
 
 
-@pytest.mark.parametrize("path", ["/v1/files", JOBS, "/v1/adapters", f"{JOBS}/x/events", f"{JOBS}/x/checkpoints"])
+@pytest.mark.parametrize(
+    "path", ["/v1/files", JOBS, "/v1/adapters", f"{JOBS}/x/events", f"{JOBS}/x/checkpoints", "/v1/api_keys"]
+)
 @pytest.mark.parametrize("query", ["limit=0", "limit=-1", "limit=101", f"limit={10**20}", "limit=x", "after=%00"])
 def test_page_parameters_are_bounded(client: TestClient, path: str, query: str) -> None:
     assert_problem(client.get(f"{path}?{query}"), 422, "invalid")

@@ -71,6 +71,21 @@ def test_train_uploads_follows_and_says_how_to_draw(difffit: Run, client: DiffFi
     assert len(client.jobs.metrics(job.id)) == 2
 
 
+def test_a_hyperparameter_that_json_has_not_is_refused_in_a_line(difffit: Run) -> None:
+    refused = difffit("train", "file-x", "--set", "learning_rate=NaN")
+    assert refused.code == 1
+    assert "learning_rate is nan: it must be a finite number" in refused.err
+    assert "Traceback" not in refused.err
+
+
+def test_jobs_are_listed_by_the_metadata_that_they_were_made_with(difffit: Run, images: Path) -> None:
+    file_id = push(difffit, images)
+    made = only(r"ftjob-\w+", difffit("train", file_id, "--metadata", "team=a b", "--metadata", "stage=live").out)
+    difffit("train", file_id, "--metadata", "team=a b")
+    listed = difffit("jobs", "list", "--metadata", "team=a b", "--metadata", "stage=live").out
+    assert re.findall(r"ftjob-\w+", listed) == [made]
+
+
 def test_watch_of_several_jobs_fails_when_one_did(service: Service, difffit: Run, images: Path) -> None:
     file_id = push(difffit, images)
     service.worker.trains = False
@@ -230,7 +245,10 @@ def test_a_key_opens_until_it_is_revoked(difffit: Run, service: Service) -> None
     with DiffFit(service.url, secret) as other:
         assert other.models.default_base().id == "tiny-dit"
         assert difffit("keys", "revoke", key_id).out.strip() == f"revoked {key_id}"
-        assert secret not in difffit("keys", "list").out
+        listed = difffit("keys", "list").out
+        assert secret not in listed
+        assert key_id in listed
+        assert len(difffit("keys", "list", "-n", "1").out.splitlines()) == 2  # with the heading
         with pytest.raises(Exception, match="401 invalid_api_key"):
             other.models.list()
 

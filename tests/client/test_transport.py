@@ -12,6 +12,7 @@ import pytest
 from client.errors import ApiError, ClientError, Unreachable
 from client.files import Files
 from client.images import CompletedImage, Images
+from client.jobs import Jobs
 from client.transport import Transport
 
 Reply = tuple[int, dict[str, str], dict | bytes]
@@ -28,9 +29,15 @@ CUT: Reply = (0, {}, {})
 
 @dataclass
 class Server:
-    """Answers with `replies` in turn, the last one from then on; `CUT` hangs up without a word."""
+    """Answers with `replies` in turn, the last one from then on; `CUT` hangs up without a word.
+
+    A path of `at` has its own answer, always the same.
+    """
 
     replies: list[Reply] = field(default_factory=list)
+    at: dict[str, Reply] = field(default_factory=dict)
+    seen: list[str | None] = field(default_factory=list)
+    """What each asked with `replies` had seen: its Last-Event-ID."""
     keys: list[str | None] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     url: str = ""
@@ -40,7 +47,11 @@ class Server:
         return len(self.keys)
 
     def handle(self, handler: BaseHTTPRequestHandler) -> None:
-        reply = self.replies[min(self.requests, len(self.replies) - 1)]
+        if handler.path in self.at:
+            reply = self.at[handler.path]
+        else:
+            reply = self.replies[min(len(self.seen), len(self.replies) - 1)]
+            self.seen.append(handler.headers["Last-Event-ID"])
         self.keys.append(handler.headers["Idempotency-Key"])
         self.bodies.append(_body(handler))
         status, headers, body = reply
@@ -220,3 +231,75 @@ def test_a_stream_that_ends_early_says_so(
 def test_a_key_with_a_line_end_is_refused_before_it_is_sent() -> None:
     with pytest.raises(ClientError, match="without line ends"):
         Transport("http://127.0.0.1:9", "dfk_a\nb")
+
+
+JOB = "/v1/fine_tuning/jobs/ftjob-1"
+JOBS: dict[str, Reply] = {
+    status: (200, {}, {"id": "ftjob-1", "status": status, "model": "m", "training_file": "file-1", "created_at": 1})
+    for status in ("running", "succeeded")
+}
+LAST: Reply = (404, {}, {"detail": "asked more often than it should be"})
+
+
+def events(*numbers: int, is_broken: bool = False) -> Reply:
+    data = "".join(f'id: {number}\ndata: {{"created_at": 1}}\n\n' for number in numbers)
+    return 200, {"Content-Length": "9999"} if is_broken else {}, f"retry: 2000\n\n{data}".encode()
+
+
+def followed(transport: Transport, retries: int = 20) -> list[str]:
+    return [event.id for event in Jobs(transport).events("ftjob-1", retries=retries)]
+
+
+def test_a_stream_that_breaks_after_its_last_event_ends_with_the_job(server: Server, transport: Transport) -> None:
+    server.replies = [events(1, 2, is_broken=True), events(), LAST]
+    server.at = {JOB: JOBS["succeeded"]}
+    assert followed(transport) == ["1", "2"]
+    assert server.seen == [None, "2"]
+
+
+def test_events_outlast_a_service_that_is_away_longer_than_one_call_waits(
+    server: Server, transport: Transport, waits: list[float]
+) -> None:
+    away: Reply = (503, {"Retry-After": "7"}, {"detail": "the database is away"})
+    server.replies = [events(1, is_broken=True), *[CUT] * 8, away, events(2), LAST]
+    server.at = {JOB: JOBS["succeeded"]}
+    assert followed(transport) == ["1", "2"]
+    assert server.seen == [None, *["1"] * 10]
+    assert waits[-1] == 7.0
+    assert max(waits[:-1]) < 5
+
+
+def test_a_service_that_is_away_when_the_stream_has_ended_is_asked_again(server: Server, transport: Transport) -> None:
+    one_call: list[Reply] = [CUT] * 4
+    server.replies = [events(1), *one_call, events(2), JOBS["running"], events(3), JOBS["succeeded"], LAST]
+    assert followed(transport) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_events_give_up_after_so_many_breaks_with_nothing_new(
+    server: Server, transport: Transport, retries: int
+) -> None:
+    server.replies = [CUT]
+    with pytest.raises(Unreachable):
+        followed(transport, retries)
+    assert server.requests == 1 + retries
+
+
+def test_events_of_a_job_that_is_not_there_are_refused_at_once(server: Server, transport: Transport) -> None:
+    server.replies = [LAST]
+    with pytest.raises(ApiError, match="404"):
+        followed(transport)
+    assert server.requests == 1
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_json_has_not_is_named_and_nothing_is_sent(
+    server: Server, transport: Transport, number: float
+) -> None:
+    with pytest.raises(ClientError, match=rf"^method\.difffit\.hyperparameters\.learning_rate is {number}: it must be"):
+        Jobs(transport).create("file-1", model="m", hyperparameters={"steps": 3, "learning_rate": number})
+    with pytest.raises(ClientError, match=rf"^guidance_interval\.0 is {number}: it must be a finite number$"):
+        Images(transport).generate("m", guidance_interval=(number, 1.0))
+    with pytest.raises(ClientError, match=rf"^adapters\.1\.weight is {number}: it must be a finite number$"):
+        next(Images(transport).stream("m", adapters=[("ft:a", 1.0), ("ft:b", number)]))
+    assert server.requests == 0

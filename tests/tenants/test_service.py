@@ -78,8 +78,10 @@ def test_another_tenants_key_is_not_there(database: Database) -> None:
     with database.write() as session:
         with pytest.raises(NotFound):
             tenants.revoke_key(session, other.id, key.id)
-        assert key.id not in [row.id for row in tenants.list_keys(session, other.id)]
-        assert [row.id for row in tenants.list_keys(session, owner.id)] == [key.id]
+        assert key.id not in [row.id for row in tenants.list_keys(session, other.id, None, 100).rows]
+        assert [row.id for row in tenants.list_keys(session, owner.id, None, 100).rows] == [key.id]
+        with pytest.raises(NotFound):
+            tenants.list_keys(session, other.id, key.id, 100)
 
 
 def test_two_tenants_cannot_have_one_name(database: Database) -> None:
