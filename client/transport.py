@@ -107,28 +107,37 @@ class Transport:
             error = ApiError.from_response(response)
             if last or not _is_passing(error, response, attempt):
                 raise error
-            self._sleep(_pause(attempt) if error.retry_after is None else min(error.retry_after, _LONGEST_WAIT_SECONDS))
+            self._wait(error, attempt)
         raise AssertionError("the last attempt returns or raises")
 
     def events(
         self, method: str, path: str, *, json: Any = None, headers: Mapping[str, str] | None = None
     ) -> Iterator[tuple[str | None, dict[str, Any]]]:
-        """(id, data) of each server-sent event as it comes; not repeated.
+        """(id, data) of each server-sent event as it comes. Repeated on 429 alone, after which nothing has begun.
 
         Raises ApiError, or Unreachable: also where the connection breaks before the stream has ended.
         """
         headers = {"Accept": "text/event-stream", **(headers or {})}
         has_begun = False
-        try:
-            with self._http.stream(method, path, json=json, headers=headers) as response:
-                if not response.is_success:
+        for attempt in range(self._retries + 1):
+            try:
+                with self._http.stream(method, path, json=json, headers=headers) as response:
+                    if response.is_success:
+                        has_begun = True
+                        yield from _server_sent(response.iter_lines())
+                        return
                     response.read()
-                    raise ApiError.from_response(response)
-                has_begun = True
-                yield from _server_sent(response.iter_lines())
-        except httpx.TransportError as error:
-            reason = f"the stream ended early: {_reason(error)}" if has_begun else _reason(error)
-            raise Unreachable(self.base_url, reason) from error
+            except httpx.TransportError as error:
+                reason = f"the stream ended early: {_reason(error)}" if has_begun else _reason(error)
+                raise Unreachable(self.base_url, reason) from error
+            error = ApiError.from_response(response)
+            if error.status != 429 or attempt == self._retries:
+                raise error
+            self._wait(error, attempt)
+
+    def _wait(self, error: ApiError, attempt: int) -> None:
+        """As long as the service says, if it does."""
+        self._sleep(_pause(attempt) if error.retry_after is None else min(error.retry_after, _LONGEST_WAIT_SECONDS))
 
 
 def _object(response: httpx.Response) -> dict[str, Any]:
