@@ -233,6 +233,7 @@ def test_a_tenant_has_so_many_streams_and_each_that_is_closed_makes_room(
             ("POST", "/v1/images/generations", IMAGE),
         ]:
             refused = _opened(client, method, path, json=body)
+            assert refused.status_code == 429  # before it is read: a stream that was let in has no end
             refused.read()
             problem = assert_problem(refused, 429, "too_many_streams")
             assert problem["detail"] == "2 event streams are under way: let one end first"
