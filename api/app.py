@@ -9,12 +9,14 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from api.errors import add_error_handlers
+from api.gate import Gate
 from api.metrics import Metrics
 from api.middleware import Authentication, Limits, Surroundings
 from api.openapi import document
+from api.rates import Buckets
 from api.routes import ROUTERS
 from api.services import Rouser, Services
-from api.upload import Gate
+from api.upload import MAX_UPLOADS
 from api.watch import Watch
 from core.bases import Catalog
 from core.db.session import Database
@@ -25,6 +27,8 @@ from core.settings import Settings, get_settings
 from core.storage import open_store
 
 log = structlog.get_logger()
+
+_DATABASE_WAIT_SECONDS = 1.5  # for a connection or a lock; then 503, which is there within 2 s
 
 _ABOUT = """Adapt one frozen diffusion transformer to your images, then draw from many adapters in one batch.
 
@@ -45,14 +49,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         generate_unique_id_function=_operation_id,
         redirect_slashes=False,
     )
-    database = Database(settings.database)
+    database = Database(settings.database, wait_seconds=_DATABASE_WAIT_SECONDS)
     nudges = Nudges(settings.broker)
     app.state.settings = settings
     app.state.database = database
     app.state.nudges = nudges
     app.state.catalog = Catalog(settings.bases)
     app.state.metrics = Metrics(database)
-    app.state.uploads = Gate()
+    app.state.buckets = Buckets(settings.requests_per_minute)
+    app.state.uploads = Gate(MAX_UPLOADS, "uploads", code="too_many_uploads")
+    app.state.streams = Gate(settings.max_streams, "event streams", code="too_many_streams")
     app.state.routes = [route for router in ROUTERS for route in router.routes]
     for router in ROUTERS:
         app.include_router(router)

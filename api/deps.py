@@ -1,6 +1,7 @@
 """What a route may ask for. One request is one transaction."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Query, Request
@@ -69,6 +70,16 @@ def get_catalog(services: ServicesDep) -> Catalog:
 TenantDep = Annotated[Caller, Depends(get_caller)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 CatalogDep = Annotated[Catalog, Depends(get_catalog)]
+
+
+async def get_stream_slot(request: Request, caller: TenantDep) -> AsyncIterator[Callable[[], None]]:
+    """Call it before a stream begins: it takes one of the tenant's, or raises OverQuota. Whatever was taken is given
+    back when the reply is over, also where its reader has gone."""
+    with ExitStack() as held:
+        yield lambda: held.enter_context(request.app.state.streams.one(caller.tenant_id))
+
+
+StreamSlotDep = Annotated[Callable[[], None], Depends(get_stream_slot, scope="request")]
 
 LimitParam = Annotated[int, Query(ge=1, le=100, description="How many at most.")]
 AfterParam = Annotated[Text | None, Query(max_length=200, description="Id of the last one of the page before.")]

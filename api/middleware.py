@@ -28,6 +28,7 @@ from api.errors import (
     unavailable,
     unexpected,
 )
+from api.rates import Allowance
 from core.db.session import Database
 from core.errors import DomainError, Invalid, NotFound
 from core.settings import Settings
@@ -37,6 +38,7 @@ from core.tenants.service import Unauthenticated
 log = structlog.get_logger()
 
 CALLER = "difffit.caller"
+ALLOWANCE = "difffit.allowance"
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/oauth2-redirect"})
 UPLOAD_PATH = "/v1/files"
 UPLOAD_SLACK = 64 * 1024  # what multipart adds to a file
@@ -73,6 +75,8 @@ class Surroundings:
                 headers["x-request-id"] = request_id
                 headers["x-content-type-options"] = "nosniff"
                 headers.setdefault("cache-control", "private, no-store")
+                allowance: Allowance | None = scope.get(ALLOWANCE)
+                headers.update(allowance.fields() if allowance else {})
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -102,7 +106,7 @@ class Surroundings:
 
 class Authentication:
     """No key, no reading: the reply is sent with the body still on the wire. The database is asked every time, so
-    that a revoked key is dead at once."""
+    that a revoked key is dead at once. A tenant that asks too often gets no further either."""
 
     def __init__(self, app: ASGIApp, api: FastAPI) -> None:
         self._app = app
@@ -114,6 +118,8 @@ class Authentication:
             return
         try:
             scope[CALLER] = await to_thread.run_sync(_caller, self._api.state.database, _secret(Headers(scope=scope)))
+            scope[ALLOWANCE] = self._api.state.buckets.take(scope[CALLER].tenant_id)
+            scope[ALLOWANCE].check()
         except DomainError as error:
             await _refuse(domain_problem(error, scope["path"]), scope, receive, send)
             return

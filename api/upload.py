@@ -3,7 +3,6 @@
 import hashlib
 import os
 import secrets
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from api.errors import Malformed, TooLarge
-from core.errors import Invalid, OverQuota, Unavailable
+from core.errors import Invalid, Unavailable
 
 MAX_UPLOADS = 8  # of one tenant, at once, in this process
 MAX_PARTS = 16
@@ -37,29 +36,6 @@ class Upload:
     size: int
     sha256: str
     fields: dict[str, str]
-
-
-class Gate:
-    """How many uploads each tenant has under way."""
-
-    def __init__(self) -> None:
-        self._under_way: Counter[str] = Counter()
-
-    @contextmanager
-    def one(self, tenant_id: str) -> Iterator[None]:
-        """Only the event loop's thread enters, so that no lock is needed. Raises OverQuota."""
-        if self._under_way[tenant_id] >= MAX_UPLOADS:
-            raise OverQuota(
-                f"{MAX_UPLOADS} uploads are under way: let one end first",
-                code="too_many_uploads",
-                retry_after_seconds=5,
-            )
-        self._under_way[tenant_id] += 1
-        try:
-            yield
-        finally:
-            self._under_way[tenant_id] -= 1
-            self._under_way += Counter()  # forget who has none
 
 
 @asynccontextmanager

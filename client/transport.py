@@ -120,23 +120,28 @@ class Transport:
     def events(
         self, method: str, path: str, *, json: Any = None, headers: Mapping[str, str] | None = None
     ) -> Iterator[tuple[str | None, dict[str, Any]]]:
-        """(id, data) of each server-sent event as it comes; not repeated.
+        """(id, data) of each server-sent event as it comes. Repeated on 429 alone, after which nothing has begun.
 
         Raises as `send` does, Unreachable also where the connection breaks before the stream has ended.
         """
         _require_finite(json)
         headers = {"Accept": "text/event-stream", **(headers or {})}
         has_begun = False
-        try:
-            with self._http.stream(method, path, json=json, headers=headers) as response:
-                if not response.is_success:
+        for attempt in range(self._retries + 1):
+            try:
+                with self._http.stream(method, path, json=json, headers=headers) as response:
+                    if response.is_success:
+                        has_begun = True
+                        yield from _server_sent(response.iter_lines())
+                        return
                     response.read()
-                    raise ApiError.from_response(response)
-                has_begun = True
-                yield from _server_sent(response.iter_lines())
-        except httpx.TransportError as error:
-            reason = f"the stream ended early: {_reason(error)}" if has_begun else _reason(error)
-            raise Unreachable(self.base_url, reason) from error
+            except httpx.TransportError as error:
+                reason = f"the stream ended early: {_reason(error)}" if has_begun else _reason(error)
+                raise Unreachable(self.base_url, reason) from error
+            error = ApiError.from_response(response)
+            if error.status != 429 or attempt == self._retries:
+                raise error
+            self.pause(attempt, error.retry_after)
 
 
 def _require_finite(value: Any, name: str = "") -> None:

@@ -124,6 +124,12 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(512 * 1024**2, ge=1, description="Largest archive that an upload may hold.")
     max_body_bytes: int = Field(1024**2, ge=1024, description="Largest body of any other request.")
     max_images: int = Field(10_000, ge=2, description="Images that a dataset may hold.")
+    requests_per_minute: int = Field(
+        3000, ge=1, description="Requests that a tenant may send, with all of its keys, to each API process."
+    )
+    max_streams: int = Field(
+        32, ge=1, description="Event streams that a tenant may have open at once, of each API process."
+    )
     max_queued_jobs: int = Field(100, ge=1, description="Unfinished jobs that a tenant may have.")
     max_queued_samples: int = Field(64, ge=1, description="Unfinished image requests that a tenant may have.")
     max_waiting_samples: int = Field(

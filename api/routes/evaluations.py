@@ -22,7 +22,7 @@ from core.samples.spec import Asked
 router = APIRouter(prefix="/v1/evaluations", tags=["evaluations"])
 
 
-@router.post("", response_model=EvaluationRead, responses=problems(400, 404, 409, 422, 429), summary="Measure a model")
+@router.post("", response_model=EvaluationRead, responses=problems(400, 404, 409, 422), summary="Measure a model")
 def create_evaluation(
     body: EvaluationCreate,
     session: SessionDep,

@@ -53,7 +53,7 @@ _FORM = {
 @router.post(
     "",
     response_model=FileRead,
-    responses=problems(400, 408, 409, 413, 415, 422, 429),
+    responses=problems(400, 408, 409, 413, 415, 422),
     openapi_extra={"requestBody": _FORM},
     summary="Upload an archive of images",
 )

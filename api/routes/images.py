@@ -10,7 +10,16 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from sqlalchemy.orm import Session
 
 from api.content import Stored, object_reply
-from api.deps import CatalogDep, ReadSessionDep, ServicesDep, SessionDep, TenantDep, committed, public_url
+from api.deps import (
+    CatalogDep,
+    ReadSessionDep,
+    ServicesDep,
+    SessionDep,
+    StreamSlotDep,
+    TenantDep,
+    committed,
+    public_url,
+)
 from api.errors import StillDrawing, TimedOut
 from api.events import EVENT_STREAM
 from api.image_stream import give_up, image_stream
@@ -44,7 +53,7 @@ _REFUSED = frozenset({"invalid", "unknown_class", "unknown_model", "adapter_inco
     responses={
         200: {"content": {EVENT_STREAM: {}}},
         202: {"model": GenerationRead, "description": "With Prefer: respond-async"},
-        **problems(400, 404, 409, 410, 422, 429, 504),
+        **problems(400, 404, 409, 410, 422, 504),
     },
     summary="Draw images",
 )
@@ -55,16 +64,19 @@ async def create_image(
     services: ServicesDep,
     once: OnceDep,
     catalog: CatalogDep,
+    take_stream_slot: StreamSlotDep,
 ) -> Response:
     """Waits for the images. `Prefer: respond-async` answers 202 at once, with a Location to look at.
 
     With `stream` the reply is server-sent events. A caller who hangs up has cancelled, unless an `Idempotency-Key` says
     that it may come back.
     """
+    is_async = "respond-async" in [word.strip().lower() for word in request.headers.get("prefer", "").split(",")]
+    if body.stream and not is_async:
+        take_stream_slot()  # before there is a row, which nobody would read
     sample_id, is_new = await to_thread.run_sync(_create, services, catalog, body, once)
     headers = {} if is_new else dict(REPLAYED)
     location = f"{router.prefix}/{sample_id}"
-    is_async = "respond-async" in [word.strip().lower() for word in request.headers.get("prefer", "").split(",")]
     if is_async:
         read = await to_thread.run_sync(_generation, services, request, caller.tenant_id, sample_id)
         headers |= {"Location": location, "Preference-Applied": "respond-async"}

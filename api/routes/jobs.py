@@ -17,6 +17,7 @@ from api.deps import (
     ServicesDep,
     SessionDep,
     SettingsDep,
+    StreamSlotDep,
     TenantDep,
     public_url,
 )
@@ -51,7 +52,7 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 _Verb = Callable[[Session, str, str], Job]
 
 
-@router.post("", response_model=JobRead, responses=problems(400, 404, 409, 422, 429), summary="Queue a fine-tune")
+@router.post("", response_model=JobRead, responses=problems(400, 404, 409, 422), summary="Queue a fine-tune")
 def create_job(
     body: JobCreate, session: SessionDep, caller: TenantDep, once: OnceDep, catalog: CatalogDep, settings: SettingsDep
 ) -> JSONResponse:
@@ -136,6 +137,7 @@ def list_job_events(
     request: Request,
     services: ServicesDep,
     caller: TenantDep,
+    take_stream_slot: StreamSlotDep,
     after: AfterParam = None,
     limit: LimitParam = 20,
 ) -> Response:
@@ -149,6 +151,7 @@ def list_job_events(
             events = [EventRead.of(row) for row in page.rows]
             return JSONResponse(ListRead[EventRead].of(events, page.has_more).model_dump(mode="json"))
     since = last_event_id(request)
+    take_stream_slot()
     stream = event_stream(services.database, caller.tenant_id, job_id, since)
     return StreamingResponse(stream, media_type=EVENT_STREAM, headers={"X-Accel-Buffering": "no"})
 

@@ -72,7 +72,7 @@ class Problem(BaseModel):
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error replies of a route, for OpenAPI; those that every route has are added."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    said = {status: {"description": _MEANING[status], "content": content} for status in (*statuses, 401, 403, 503)}
+    said = {status: {"description": _MEANING[status], "content": content} for status in (*statuses, 401, 403, 429, 503)}
     return {**said, "default": {"description": "Any other trouble, in the same shape.", "content": content}}
 
 

@@ -26,8 +26,10 @@ _PING_AFTER_SECONDS = 1.0
 class Database:
     """The truth. `write()` is one transaction; `read()` may see more of what others commit with every statement."""
 
-    def __init__(self, url: str) -> None:
-        self.engine = _engine(url)
+    def __init__(self, url: str, *, wait_seconds: float = 5.0) -> None:
+        """`wait_seconds`: for a lock, or a connection of the pool. A migration waits for 4 s, and workers outlast it.
+        SQLite's writers queue for its one lock instead, for up to 30 s."""
+        self.engine = _engine(url, wait_seconds)
         self._writes = sessionmaker(self.engine, expire_on_commit=False)
         as_reader = {_BEGIN: "DEFERRED"} if self.engine.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
         self._reads = sessionmaker(self.engine.execution_options(**as_reader), expire_on_commit=False)
@@ -62,18 +64,23 @@ def clock(session: Session) -> Any:
     return func.clock_timestamp() if session.get_bind().dialect.name == "postgresql" else utc_now()
 
 
-def _engine(url: str) -> Engine:
+def _engine(url: str, wait_seconds: float) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         return _sqlite(url)
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
-    options = "-c statement_timeout=30000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=60000"
+    limits = {
+        "statement_timeout": 30_000,
+        "lock_timeout": int(wait_seconds * 1000),
+        "idle_in_transaction_session_timeout": 60_000,
+    }
+    options = " ".join(f"-c {name}={milliseconds}" for name, milliseconds in limits.items())
     engine = create_engine(
         parsed,
         pool_size=10,
         max_overflow=10,
-        pool_timeout=5,
+        pool_timeout=wait_seconds,
         pool_use_lifo=True,  # the one that was just used is warm, its statements prepared
         connect_args={"connect_timeout": 5, "options": options},
     )

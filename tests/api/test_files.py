@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
@@ -225,7 +226,7 @@ def test_a_client_that_hangs_up_leaves_nothing(service: Service, owner: Owner) -
             connection.endheaders()
             connection.send(body[: int(len(body) * share)])
             connection.close()
-        _wait_until(lambda: _nothing_is_left(service))
+        wait_until(lambda: _nothing_is_left(service))
 
 
 def test_a_caller_without_a_key_is_told_before_its_body_is_read(service: Service) -> None:
@@ -243,19 +244,19 @@ def test_a_caller_without_a_key_is_told_before_its_body_is_read(service: Service
 
 
 @contextmanager
-def running(service: Service) -> Iterator[int]:
+def running(service: Service, app: FastAPI | None = None) -> Iterator[int]:
     """Another API process's app on the same data, behind a real server on a port of its own."""
-    config = uvicorn.Config(create_app(service.settings), port=0, log_config=None)
+    config = uvicorn.Config(app or create_app(service.settings), port=0, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
-    _wait_until(lambda: server.started)
+    wait_until(lambda: server.started)
     yield server.servers[0].sockets[0].getsockname()[1]
     server.should_exit = True
     thread.join(10)
 
 
-def _wait_until(is_so: object) -> None:
+def wait_until(is_so: object) -> None:
     deadline = time.monotonic() + 20
     while not is_so():  # pyright: ignore[reportCallIssue]
         assert time.monotonic() < deadline, "it did not come true"

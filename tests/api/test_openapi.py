@@ -41,7 +41,7 @@ def test_operations_have_names_summaries_and_documented_errors(service: Service)
         for operation in methods.values():
             assert operation["summary"]
             if path.startswith("/v1/"):
-                assert {"401", "403", "503"} <= operation["responses"].keys()
+                assert {"401", "403", "429", "503"} <= operation["responses"].keys()
                 assert operation["security"] == [{"key": []}]
             if "{" in path:
                 assert "404" in operation["responses"]

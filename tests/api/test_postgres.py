@@ -1,14 +1,16 @@
 """What PostgreSQL minds and SQLite does not: the same replies on both."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from api.app import create_app
 from core.bases import Catalog
@@ -16,7 +18,7 @@ from core.db.session import Database
 from core.models import Job
 from core.settings import Settings
 from core.storage import open_store
-from tests.api.conftest import Service, job_body, unknown, upload
+from tests.api.conftest import Service, assert_problem, job_body, unknown, upload
 
 pytestmark = pytest.mark.stack
 
@@ -107,3 +109,39 @@ def test_an_upload_under_one_key_by_many_is_one_file(service: Service, tmp_path:
     assert len({reply.json()["id"] for reply in replies}) == 1
     assert len(service.objects()) == 1
     assert service.spooled() == []
+
+
+@pytest.mark.parametrize("table", ["tenants", "jobs"])
+def test_a_lock_that_somebody_holds_is_answered_soon(service: Service, table: str) -> None:
+    """Met by the key's look-up, or by the route."""
+    owner = service.owner()
+    with service.database.write() as holder:
+        holder.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
+        _assert_soon_unavailable(owner.client)
+    assert owner.client.get("/v1/fine_tuning/jobs").status_code == 200
+
+
+def test_a_pool_without_a_free_connection_is_answered_soon(service: Service) -> None:
+    owner = service.owner()
+    engine = service.app.state.database.engine
+    with ExitStack() as held:
+        for _ in range(20):
+            held.enter_context(engine.connect())
+        _assert_soon_unavailable(owner.client)
+    assert owner.client.get("/v1/fine_tuning/jobs").status_code == 200
+
+
+def test_the_api_waits_for_less_than_the_two_seconds_in_which_it_answers(service: Service) -> None:
+    engine = service.app.state.database.engine
+    with engine.connect() as connection:
+        assert connection.execute(text("SHOW lock_timeout")).scalar_one() == "1500ms"
+    assert engine.pool.timeout() == 1.5
+
+
+def _assert_soon_unavailable(client: TestClient) -> None:
+    """The wait itself is 1.5 s; the rest is for a machine that is busy."""
+    started = time.monotonic()
+    reply = client.get("/v1/fine_tuning/jobs")
+    assert time.monotonic() - started < 10
+    assert_problem(reply, 503, "database_unavailable")
+    assert int(reply.headers["retry-after"]) > 0

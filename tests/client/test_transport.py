@@ -211,6 +211,24 @@ def test_a_stream_is_read_over_pings_and_lines(server: Server, transport: Transp
     assert server.keys == [None]  # without a key, a reader who goes away has cancelled
 
 
+def test_a_stream_is_asked_for_again_where_it_was_refused_for_now(
+    server: Server, transport: Transport, waits: list[float]
+) -> None:
+    server.replies = [(429, {"Retry-After": "5"}, {}), (200, {}, COMPLETED)]
+    assert len(list(Images(transport).stream("tiny-dit"))) == 1
+    assert (server.requests, waits) == (2, [5.0])
+
+
+@pytest.mark.parametrize(("status", "requests"), [(429, 4), (503, 1), (422, 1)])
+def test_a_stream_that_stays_refused_is_an_error(
+    server: Server, transport: Transport, status: int, requests: int
+) -> None:
+    server.replies = [(status, {"Retry-After": "1"}, {"detail": "no"})]
+    with pytest.raises(ApiError, match="no") as caught:
+        list(Images(transport).stream("tiny-dit"))
+    assert (server.requests, caught.value.status) == (requests, status)
+
+
 @pytest.mark.parametrize(
     ("headers", "reply", "reason"),
     [

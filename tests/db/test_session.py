@@ -147,14 +147,17 @@ def test_leases_are_measured_by_the_databases_clock(postgres_url: str, monkeypat
 
 
 @pytest.mark.stack
-def test_a_lock_that_somebody_holds_is_given_up_in_time(postgres_url: str) -> None:
-    database = Database(postgres_url)
+@pytest.mark.parametrize(("wait", "lock_timeout"), [({}, "5s"), ({"wait_seconds": 1.5}, "1500ms")])
+def test_a_lock_that_somebody_holds_is_given_up_in_time(
+    postgres_url: str, wait: dict[str, float], lock_timeout: str
+) -> None:
+    database = Database(postgres_url, **wait)
     with database.read() as session:
         limits = [
             session.execute(text(f"SHOW {name}")).scalar_one()
             for name in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout")
         ]
-    assert limits == ["5s", "30s", "1min"]
+    assert limits == [lock_timeout, "30s", "1min"]
 
     def look() -> None:
         with database.write() as session:
