@@ -44,7 +44,7 @@ class ObjectStore(Protocol):
         ...
 
     def get_file(self, key: str, path: Path) -> None:
-        """Writes the object to `path`. Raises ObjectMissing."""
+        """Writes the object to `path`. Raises ObjectMissing, and StorageUnavailable where the disk is full, too."""
         ...
 
     def stream(self, key: str, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:

@@ -49,9 +49,12 @@ class LocalStore:
 
     def get_file(self, key: str, path: Path) -> None:
         chunks = self.stream(key)
-        with path.open("wb") as target:
-            for chunk in chunks:
-                target.write(chunk)
+        try:
+            with path.open("wb") as target:
+                for chunk in chunks:
+                    target.write(chunk)
+        except OSError as error:
+            raise StorageUnavailable(f"cannot write down an object: {error.strerror}") from error
 
     def stream(self, key: str, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
         try:
@@ -107,5 +110,12 @@ class LocalStore:
     @staticmethod
     def _chunks(file: io.BufferedReader, chunk_bytes: int) -> Iterator[bytes]:
         with file:
-            while chunk := file.read(chunk_bytes):
+            while chunk := _read(file, chunk_bytes):
                 yield chunk
+
+
+def _read(file: io.BufferedReader, size: int) -> bytes:
+    try:
+        return file.read(size)
+    except OSError as error:
+        raise StorageUnavailable(f"cannot read an object: {error.strerror}") from error

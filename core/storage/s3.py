@@ -101,3 +101,5 @@ def _translated(key: str) -> Iterator[None]:
         raise StorageUnavailable(f"the object store refused: {error.response['Error']['Code']}") from error
     except (BotoCoreError, Boto3Error) as error:
         raise StorageUnavailable(f"the object store does not answer: {type(error).__name__}") from error
+    except OSError as error:  # of the file that an object is read from or written to
+        raise StorageUnavailable(f"cannot transfer an object: {error.strerror}") from error

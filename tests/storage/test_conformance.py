@@ -57,6 +57,12 @@ def test_an_object_that_is_not_there_is_missing_and_leaves_no_file(store: Object
     assert not target.exists()
 
 
+def test_a_file_that_cannot_be_written_is_no_fault_of_the_object(store: ObjectStore, tmp_path: Path) -> None:
+    store.put("key", b"x")
+    with pytest.raises(StorageUnavailable):
+        store.get_file("key", tmp_path / "no-such-folder" / "target")
+
+
 def test_a_second_put_replaces_the_first(store: ObjectStore) -> None:
     store.put("key", b"first, and longer")
     store.put("key", b"second")
@@ -125,6 +131,13 @@ def test_a_put_that_fails_leaves_nothing(tmp_path: Path, settings: Settings) -> 
     with pytest.raises(StorageUnavailable):
         store.put("blocked/key", b"x")
     assert [path.name for path in folder.rglob("*") if path.is_file()] == ["blocked"]
+
+
+def test_a_full_disk_is_unavailable(settings: Settings) -> None:
+    store = open_store(settings)
+    store.put("key", b"x")
+    with pytest.raises(StorageUnavailable, match="No space"):
+        store.get_file("key", Path("/dev/full"))
 
 
 def test_half_an_object_is_no_object(settings: Settings) -> None:
