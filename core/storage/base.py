@@ -57,6 +57,10 @@ class ObjectStore(Protocol):
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]: ...
 
+    def clear_leftovers(self) -> int:
+        """Remove what killed writers began and will not finish; how much it was. A store that cannot tell has none."""
+        ...
+
     def ping(self) -> None:
         """Raises StorageUnavailable."""
         ...
