@@ -15,6 +15,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from api.errors import Malformed, TooLarge
+from core import leftovers
 from core.errors import Invalid, Unavailable
 
 MAX_UPLOADS = 8  # of one tenant, at once, in this process
@@ -43,6 +44,7 @@ async def received(request: Request, spool: Path, max_bytes: int, known: frozens
     """The upload, for as long as the block lasts; nothing is left of it after. `known` are the fields allowed."""
     boundary = _boundary(request.headers.get("content-type", ""))
     path = spool / secrets.token_hex(16)
+    await to_thread.run_sync(leftovers.clear, spool)  # of processes that were killed in an upload
     try:
         with _opened(path) as file:
             form = _Form(boundary, max_bytes)

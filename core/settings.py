@@ -102,6 +102,9 @@ class Settings(BaseSettings):
         [], description="Numbers of rows that a denoising pass is filled up to, so that compiled code sees few shapes."
     )
     adapter_host_bytes: int = Field(1024**3, ge=0, description="Host memory for adapters that are not on the device.")
+    adapter_disk_bytes: int = Field(
+        4 * 1024**3, ge=0, description="Disk that a device worker may use to keep adapters of the object store at hand."
+    )
     pinned_adapters: Annotated[list[str], NoDecode] = Field(
         [], description="Ids of adapters that a device worker loads at its start and keeps on the device."
     )

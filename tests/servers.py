@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from uuid import uuid4
 
 import boto3
@@ -324,9 +324,8 @@ class SeaweedFS(Server):
         ]
         return [str(Path(sysconfig.get_path("scripts")) / "weed"), f"-logdir={self.folder}", "server", *flags]
 
-    def is_ready(self) -> bool:
-        """Up once the bucket exists and takes an object: the port opens before the volumes are there."""
-        client = boto3.client(
+    def client(self) -> Any:
+        return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
             region_name="us-east-1",
@@ -334,6 +333,10 @@ class SeaweedFS(Server):
             aws_secret_access_key=self.secret_key,
             config=Config(retries={"max_attempts": 1}, connect_timeout=2, read_timeout=10),
         )
+
+    def is_ready(self) -> bool:
+        """Up once the bucket exists and takes an object: the port opens before the volumes are there."""
+        client = self.client()
         try:
             client.create_bucket(Bucket=self.bucket)
         except ClientError as error:

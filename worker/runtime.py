@@ -57,7 +57,9 @@ class Runtime:
         self.pool = ThreadPoolExecutor(4, thread_name_prefix="store")  # encoding and storing, off the device thread
         self._devices: dict[str, Device] = {}
         self._twins: dict[tuple[str, torch.dtype], Base] = {}  # of bases that train in another type than they draw in
-        self._cache = AdapterCache(services.settings.data_dir / "cache" / "adapters", services.store)
+        self._cache = AdapterCache(
+            services.settings.data_dir / "cache" / "adapters", services.store, services.settings.adapter_disk_bytes
+        )
         self._keys: dict[str, str] = {}  # adapter digest to object key, as claims told us
         self._held: dict[str, Adapter] = {}  # adapters of running jobs, for previews
         self._prepared: OrderedDict[tuple[object, ...], TrainingData] = OrderedDict()

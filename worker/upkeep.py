@@ -28,6 +28,7 @@ from worker.relay import Relay
 log = structlog.get_logger()
 _RELAY_SECONDS = 0.5
 _RETENTION_SECONDS = 60.0
+_STOP_SECONDS = 10.0  # for what retention has in hand; cut short, it is done at the next start
 # A pump that runs has heard the same word and takes the work without a message: let it have the processor first. What
 # else is promised meanwhile goes out in one look.
 _GATHER_SECONDS = 0.015
@@ -38,6 +39,7 @@ class Upkeep:
         self._settings = settings
         self._database = Database(settings.database)
         self._store = open_store(settings)
+        self._orphans = retention.Orphans()
         self._relay = Relay(app, self._database, settings.broker)
 
     def close(self) -> None:
@@ -70,9 +72,36 @@ class Upkeep:
         keep = timedelta(hours=self._settings.retention_hours)
         with self._database.write() as session:
             outbox.forget_sent(session)
-        removed = retention.sweep(self._database, self._store, keep, self._settings.keep_checkpoints)
+        keep_checkpoints = self._settings.keep_checkpoints
+        removed = retention.sweep(self._database, self._store, self._orphans, keep, keep_checkpoints)
         if removed:
             log.info("retention.removed", objects=removed)
+
+    def run(self, stopping: threading.Event, roused: threading.Event) -> None:
+        """Until `stopping`, which whoever sets it says by `roused` as well."""
+        settings = self._settings
+        # Apart: a store that does not answer holds up nobody whose work was lost.
+        retaining = threading.Thread(target=self._retain_until, args=(stopping,), name="retention", daemon=True)
+        retaining.start()
+        listener = nudges.Listener(settings.broker, nudges.WORK, lambda _: roused.set())
+        due = {self.relay: 0.0, self.sweep: 0.0}
+        every = {self.relay: _RELAY_SECONDS, self.sweep: settings.sweep_seconds}
+        while not stopping.is_set():
+            if roused.wait(_RELAY_SECONDS):
+                stopping.wait(_GATHER_SECONDS)
+                roused.clear()
+                due[self.relay] = 0.0
+            for chore in due:
+                if time.monotonic() >= due[chore]:
+                    _do(chore)
+                    due[chore] = time.monotonic() + every[chore]
+        listener.close()
+        retaining.join(_STOP_SECONDS)
+
+    def _retain_until(self, stopping: threading.Event) -> None:
+        while not stopping.is_set():
+            _do(self.retain)
+            stopping.wait(_RETENTION_SECONDS)
 
 
 def main() -> None:
@@ -87,19 +116,7 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    listener = nudges.Listener(settings.broker, nudges.WORK, lambda _: roused.set())
-    due = {upkeep.relay: 0.0, upkeep.sweep: 0.0, upkeep.retain: 0.0}
-    every = {upkeep.relay: _RELAY_SECONDS, upkeep.sweep: settings.sweep_seconds, upkeep.retain: _RETENTION_SECONDS}
-    while not stopping.is_set():
-        if roused.wait(_RELAY_SECONDS):
-            stopping.wait(_GATHER_SECONDS)
-            roused.clear()
-            due[upkeep.relay] = 0.0
-        for chore in due:
-            if time.monotonic() >= due[chore]:
-                _do(chore)
-                due[chore] = time.monotonic() + every[chore]
-    listener.close()
+    upkeep.run(stopping, roused)
     upkeep.close()
 
 

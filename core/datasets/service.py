@@ -70,14 +70,17 @@ def delete_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset
 
 
 def claim(session: Session, worker: str, lease_seconds: float) -> ValidationPlan | None:
-    """The oldest dataset that nobody validates, or None."""
+    """The one that nobody validates and that was tried least, of these the oldest; or None.
+
+    So what was put back, for whatever reason and however often, stands in nobody's way.
+    """
     moment = now(session)
     waiting = _waiting()
-    oldest = select(Dataset.id).where(*waiting).order_by(Dataset.created_at).limit(1)
-    oldest = oldest.with_for_update(skip_locked=True)
+    first = select(Dataset.id).where(*waiting).order_by(Dataset.attempt, Dataset.created_at).limit(1)
+    first = first.with_for_update(skip_locked=True)
     taken = (
         update(Dataset)
-        .where(Dataset.id == oldest.scalar_subquery(), *waiting)
+        .where(Dataset.id == first.scalar_subquery(), *waiting)
         .values(attempt=Dataset.attempt + 1, lease_until=moment + timedelta(seconds=lease_seconds), worker=worker)
         .returning(Dataset)
     )
@@ -125,8 +128,18 @@ def give_up(session: Session, plan: ValidationPlan, *, code: str, detail: str) -
 
 
 def release(session: Session, plan: ValidationPlan) -> None:
-    """Let go, to be claimed again at once: the store or the machine failed, not the dataset."""
+    """Let go, to be claimed again: the store or the machine failed or the worker shuts down, not the dataset."""
     session.execute(_held(plan).values(lease_until=None))
+
+
+def interrupt(session: Session, plan: ValidationPlan, max_attempts: int) -> bool:
+    """The process that read it was killed: counted as a lost worker is. False: another attempt has taken over."""
+    held = select(Dataset).where(*_by(plan)).with_for_update().execution_options(populate_existing=True)
+    dataset = session.scalar(held)
+    if dataset is None:
+        return False
+    _count_crash(session, dataset, max_attempts)
+    return True
 
 
 def sweep(session: Session, max_attempts: int) -> bool:
@@ -134,17 +147,22 @@ def sweep(session: Session, max_attempts: int) -> bool:
     lost = select(Dataset).where(Dataset.status == "uploaded", Dataset.lease_until < now(session))
     lost = lost.with_for_update(skip_locked=True).execution_options(populate_existing=True)
     for dataset in session.scalars(lost).all():
-        dataset.crashes += 1
-        dataset.lease_until = None
-        session.flush()
-        if dataset.crashes >= max_attempts:
-            detail = f"validation crashed {dataset.crashes} times"
-            give_up(session, _plan(dataset), code="crashed", detail=detail)
+        _count_crash(session, dataset, max_attempts)
     return session.scalar(select(Dataset.id).where(*_waiting()).limit(1)) is not None
 
 
+def _count_crash(session: Session, dataset: Dataset, max_attempts: int) -> None:
+    """Back to those that wait, or given up at the limit: a dataset that kills whoever reads it must come to an end."""
+    dataset.crashes += 1
+    dataset.lease_until = None
+    session.flush()
+    if dataset.crashes >= max_attempts:
+        detail = f"validation crashed {dataset.crashes} times"
+        give_up(session, _plan(dataset), code="crashed", detail=detail)
+
+
 def _waiting() -> tuple[ColumnElement[bool], ...]:
-    """A lease that ran out waits for `sweep`, which counts it: a dataset that kills its workers must come to an end."""
+    """A lease that ran out waits for `sweep`, which counts it."""
     return Dataset.status == "uploaded", Dataset.deleted_at.is_(None), Dataset.lease_until.is_(None)
 
 
@@ -153,7 +171,9 @@ def _plan(row: Dataset) -> ValidationPlan:
 
 
 def _held(plan: ValidationPlan) -> Update:
+    return update(Dataset).where(*_by(plan))
+
+
+def _by(plan: ValidationPlan) -> tuple[ColumnElement[bool], ...]:
     """The dataset, while this very attempt validates it."""
-    return update(Dataset).where(
-        Dataset.id == plan.dataset_id, Dataset.status == "uploaded", Dataset.attempt == plan.attempt
-    )
+    return Dataset.id == plan.dataset_id, Dataset.status == "uploaded", Dataset.attempt == plan.attempt

@@ -20,9 +20,15 @@ _PARSER_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE,
 
 
 class ValidationInterrupted(Unavailable):
-    """The child was ended, or could not write, by no fault of the archive: try again."""
+    """The child was killed from outside. Try again, but not for ever: its memory's end looks like this, too."""
 
     code = "validation_interrupted"
+
+
+class ScratchUnavailable(Unavailable):
+    """The disk that archive and pack are worked on is full or broken: no dataset's fault."""
+
+    code = "scratch_unavailable"
 
 
 def validate(
@@ -73,7 +79,7 @@ def _judge(outcome: sandbox.Outcome, limits: Limits) -> Report:
     if outcome.returncode == 0 and "report" in last and (report := _report(last["report"])):
         return report
     if outcome.returncode == 0 and "unavailable" in last:
-        raise ValidationInterrupted(f"the dataset's pack could not be written ({last['unavailable']})")
+        raise ScratchUnavailable(f"the dataset's pack could not be written ({last['unavailable']})")
     if outcome.timed_out or outcome.signal == signal.SIGALRM:
         return Report.error(
             "too_slow", f"{where} took more than {limits.wall_seconds:g} seconds; send fewer or smaller images"

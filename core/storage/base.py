@@ -44,7 +44,7 @@ class ObjectStore(Protocol):
         ...
 
     def get_file(self, key: str, path: Path) -> None:
-        """Writes the object to `path`. Raises ObjectMissing."""
+        """Writes the object to `path`. Raises ObjectMissing, and StorageUnavailable where the disk is full, too."""
         ...
 
     def stream(self, key: str, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
@@ -56,6 +56,10 @@ class ObjectStore(Protocol):
         ...
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]: ...
+
+    def clear_leftovers(self) -> int:
+        """Remove what killed writers began and will not finish; how much it was. A store that cannot tell has none."""
+        ...
 
     def ping(self) -> None:
         """Raises StorageUnavailable."""

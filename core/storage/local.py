@@ -9,9 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_ISREG
 
+from core import leftovers
 from core.storage.base import ObjectInfo, ObjectMissing, StorageUnavailable
 
 _STAGING = ".staging"
+_PUBLISH_TRIES = 100
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)  # `a` where only `a/b` was put, and the reverse
 
 
@@ -49,9 +51,12 @@ class LocalStore:
 
     def get_file(self, key: str, path: Path) -> None:
         chunks = self.stream(key)
-        with path.open("wb") as target:
-            for chunk in chunks:
-                target.write(chunk)
+        try:
+            with path.open("wb") as target:
+                for chunk in chunks:
+                    target.write(chunk)
+        except OSError as error:
+            raise StorageUnavailable(f"cannot write down an object: {error.strerror}") from error
 
     def stream(self, key: str, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
         try:
@@ -63,20 +68,27 @@ class LocalStore:
         return self._chunks(file, chunk_bytes)
 
     def delete(self, key: str) -> None:
+        path = self._path(key)
         with suppress(*_ABSENT):
-            self._path(key).unlink()
+            path.unlink()
+        self._remove_empty(path.parent)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        for path in sorted(self._root.rglob("*")):
-            key = path.relative_to(self._root).as_posix()
-            if not key.startswith(prefix) or path.is_relative_to(self._root / _STAGING):
-                continue
-            try:
-                stat = path.stat()
-            except FileNotFoundError:  # deleted since the folder was read
-                continue
-            if S_ISREG(stat.st_mode):
-                yield ObjectInfo(key, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
+        for folder, below, names in os.walk(self._root, onerror=_unless_gone):
+            below[:] = sorted(name for name in below if name != _STAGING)
+            for path in (Path(folder) / name for name in sorted(names)):
+                key = path.relative_to(self._root).as_posix()
+                if not key.startswith(prefix):
+                    continue
+                try:
+                    stat = path.stat()
+                except FileNotFoundError:  # deleted since the folder was read
+                    continue
+                if S_ISREG(stat.st_mode):
+                    yield ObjectInfo(key, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
+
+    def clear_leftovers(self) -> int:
+        return leftovers.clear(self._root / _STAGING)
 
     def ping(self) -> None:
         try:
@@ -101,11 +113,41 @@ class LocalStore:
         finally:
             os.close(descriptor)
         target = self._path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staged.replace(target)
+        for tries_left in reversed(range(_PUBLISH_TRIES)):
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                staged.replace(target)
+                return
+            except (FileNotFoundError, FileExistsError):  # `delete` removes folders that are empty, this one just now
+                if not tries_left:
+                    raise
+
+    def _remove_empty(self, folder: Path) -> None:
+        """The folder and those above it, as far as nothing is left in them; the root stays."""
+        root = self._root.resolve()
+        while folder != root:
+            try:
+                folder.rmdir()
+            except FileNotFoundError:
+                pass  # another delete was quicker; what is above may still be ours to remove
+            except OSError:
+                return
+            folder = folder.parent
 
     @staticmethod
     def _chunks(file: io.BufferedReader, chunk_bytes: int) -> Iterator[bytes]:
         with file:
-            while chunk := file.read(chunk_bytes):
+            while chunk := _read(file, chunk_bytes):
                 yield chunk
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, _ABSENT):
+        raise StorageUnavailable(f"cannot list objects: {error.strerror}") from error
+
+
+def _read(file: io.BufferedReader, size: int) -> bytes:
+    try:
+        return file.read(size)
+    except OSError as error:
+        raise StorageUnavailable(f"cannot read an object: {error.strerror}") from error

@@ -1,7 +1,9 @@
 """Any S3. The one file that imports boto3."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,13 @@ from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from core.clock import utc_now
 from core.settings import Settings
+from core.storage import keys
 from core.storage.base import ObjectInfo, ObjectMissing, StorageUnavailable
 
+_log = logging.getLogger(__name__)
+_UPLOAD_TIME = timedelta(days=1)  # far more than an upload takes, or two clocks differ
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 
 
@@ -73,6 +79,22 @@ class S3Store:
                 for item in page.get("Contents", []):
                     yield ObjectInfo(item["Key"].removeprefix(self._prefix), item["Size"], item["LastModified"])
 
+    def clear_leftovers(self) -> int:
+        """Parts of uploads that were never completed: no list shows them, and they are paid for."""
+        cleared = 0
+        with _translated(""), _unless_refused():
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._bucket, Prefix=self._prefix
+            )
+            for upload in (upload for page in pages for upload in page.get("Uploads", [])):
+                is_ours = keys.is_ours(upload["Key"].removeprefix(self._prefix))
+                if is_ours and upload["Initiated"] < utc_now() - _UPLOAD_TIME:
+                    self._client.abort_multipart_upload(
+                        Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )
+                    cleared += 1
+        return cleared
+
     def ping(self) -> None:
         with _translated(""):
             self._client.head_bucket(Bucket=self._bucket)
@@ -92,6 +114,15 @@ class S3Store:
 
 
 @contextmanager
+def _unless_refused() -> Iterator[None]:
+    """Not every store knows these calls, nor may every key use them: then there is nothing that we could clear."""
+    try:
+        yield
+    except ClientError as error:
+        _log.debug("storage.leftovers_unknown", extra={"code": error.response["Error"]["Code"]})
+
+
+@contextmanager
 def _translated(key: str) -> Iterator[None]:
     try:
         yield
@@ -101,3 +132,5 @@ def _translated(key: str) -> Iterator[None]:
         raise StorageUnavailable(f"the object store refused: {error.response['Error']['Code']}") from error
     except (BotoCoreError, Boto3Error) as error:
         raise StorageUnavailable(f"the object store does not answer: {type(error).__name__}") from error
+    except OSError as error:  # of the file that an object is read from or written to
+        raise StorageUnavailable(f"cannot transfer an object: {error.strerror}") from error

@@ -56,7 +56,7 @@ def _do(session: Session, asked: argparse.Namespace) -> str:
         return f"{tenant.name} is active\n"
     if asked.delete:
         leaving.remove(session, tenant)
-        return f"{tenant.name} is deleted; upkeep removes its bytes within the hour\n"
+        return f"{tenant.name} is deleted; upkeep removes its bytes in about an hour\n"
     return tenants.create_key(session, tenant.id, "first key" if is_new else "operator's key").secret + "\n"
 
 

@@ -2,6 +2,7 @@ import asyncio
 import http.client
 import io
 import json
+import os
 import threading
 import time
 import zipfile
@@ -267,3 +268,13 @@ def _nothing_is_left(service: Service) -> bool:
     with service.database.read() as session:
         rows = session.scalars(select(Dataset)).all()
     return not rows and not service.objects() and not service.spooled()
+
+
+def test_what_a_killed_process_left_in_the_spool_goes_with_a_later_upload(service: Service, client: TestClient) -> None:
+    spool = service.settings.data_dir / "spool"
+    spool.mkdir()
+    for name in ("left", "under-way-elsewhere"):
+        (spool / name).write_bytes(b"half an upload")
+    os.utime(spool / "left", (0, 0))
+    assert upload(client).status_code == 200
+    assert [path.name for path in service.spooled()] == ["under-way-elsewhere"]

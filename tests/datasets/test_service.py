@@ -10,7 +10,7 @@ from core.datasets.service import ValidationPlan
 from core.db.session import Database
 from core.errors import Conflict, NotFound
 from core.jobs import service as jobs
-from core.models import Dataset, OutboxMessage
+from core.models import Dataset, Job, OutboxMessage, Tenant
 from tests.races import race
 from tests.rows import LEASE, expire, make_dataset, make_job, make_tenant, settle
 
@@ -79,6 +79,7 @@ LATE: dict[str, Any] = {
     "finish_validation": settle,
     "give_up": lambda session, plan: datasets.give_up(session, plan, code="late", detail="late"),
     "release": lambda session, plan: datasets.release(session, plan),
+    "interrupt": lambda session, plan: datasets.interrupt(session, plan, 3),
 }
 
 
@@ -107,6 +108,33 @@ def test_a_file_that_kills_its_workers_is_given_up(database: Database) -> None:
             assert datasets.sweep(session, 3) is (crash < 3)
     row = found(database, dataset)
     assert (row.status, row.error_code, row.attempt) == ("error", "crashed", 3)
+
+
+def test_a_file_whose_process_is_killed_each_time_is_given_up(database: Database, catalog: Catalog) -> None:
+    dataset = uploaded(database)
+    with database.write() as session:
+        job_id = make_job(session, session.get_one(Tenant, dataset.tenant_id), catalog, dataset).id
+    for kill in range(1, 4):
+        plan = claim(database)
+        with database.write() as session:
+            assert datasets.interrupt(session, plan, 3)
+            assert datasets.sweep(session, 3) is (kill < 3)
+    row = found(database, dataset)
+    assert (row.status, row.error_code, row.crashes, row.attempt) == ("error", "crashed", 3, 3)
+    with database.read() as session:
+        assert session.get_one(Job, job_id).status == "failed"
+
+
+def test_a_file_that_was_put_back_stands_in_nobodys_way(database: Database) -> None:
+    first = uploaded(database)
+    for _ in range(5):
+        with database.write() as session:
+            plan = datasets.claim(session, "v", LEASE)
+            assert plan is not None
+            assert plan.dataset_id == first.id
+            datasets.release(session, plan)
+    others = [uploaded(database).id for _ in range(2)]
+    assert [claim(database).dataset_id for _ in range(3)] == [*others, first.id]
 
 
 def test_an_outage_is_not_the_files_failure(database: Database) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from core.datasets.limits import Limits
 from core.datasets.pack import read_manifest
 from core.datasets.report import Report
-from core.datasets.validation import ValidationInterrupted, validate
+from core.datasets.validation import ScratchUnavailable, ValidationInterrupted, validate
 from core.errors import Unavailable
 from tests.datasets.archives import Raw, encode, picture, png, raw_zip, some, tar_gz, tar_of, zip_of
 
@@ -154,7 +154,7 @@ def test_a_full_disk_is_our_trouble_and_no_verdict(tmp_path: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(disk)], capture_output=True).returncode:
         pytest.skip("needs the right to mount")
     try:
-        with pytest.raises(ValidationInterrupted, match="ENOSPC"):
+        with pytest.raises(ScratchUnavailable, match="ENOSPC"):
             validate(upload(tmp_path, zip_of(some(count=100))), disk / "pack")
         assert left_behind(disk) == []
         assert validate(upload(tmp_path, zip_of(some())), disk / "pack").images == 3

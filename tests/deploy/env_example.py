@@ -40,8 +40,9 @@ S3_SECRET_ACCESS_KEY=only-for-development
 # A package index for torch in the worker's image; empty takes the default build, for GPUs and CPUs.
 # TORCH_INDEX_URL=
 
-# Memory of the device worker, and of every other container.
+# Memory of the device worker, of the cpu worker (datasets), and of every other container.
 # DEVICE_MEMORY=8g
+# DATASETS_MEMORY=3g
 # SERVICE_MEMORY=2g
 """
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from core.datasets.limits import Limits
 from tests.deploy.env_example import ROOT, env_example
 
 BIN = Path(sysconfig.get_path("scripts"))
@@ -113,6 +114,28 @@ def test_our_containers_are_not_privileged_and_write_to_their_volumes_alone(comp
         service = compose["services"][name]
         assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"]), name
         assert "no-new-privileges:true" in service["security_opt"], name
+
+
+def test_a_dataset_of_the_largest_size_fits_its_worker(compose: dict[str, Any]) -> None:
+    """Its child's memory and that of the worker itself in memory, archive and pack on a volume: /tmp is memory, too."""
+    service = compose["services"]["cpu-worker"]
+    assert int(service["mem_limit"]) >= Limits().memory_bytes + 1024**3
+    assert service["environment"]["DIFFFIT_DATA_DIR"] == "/data"
+    assert {(volume["type"], volume["target"]) for volume in service["volumes"]} == {("volume", "/data")}
+
+
+def test_the_object_store_takes_no_room_before_it_needs_it(compose: dict[str, Any]) -> None:
+    """Its image's entry point says `-master.volumePreallocate -master.volumeSizeLimitMB=1024` before our words."""
+    command = compose["services"]["objects"]["command"]
+    assert {"-master.volumePreallocate=false", "-master.volumeSizeLimitMB=256"} <= set(command)
+
+
+def test_the_object_stores_flags_are_known_to_it(compose: dict[str, Any]) -> None:
+    shown = run("weed", "help", "server")
+    known = set(re.findall(r"^  -([\w.]+)", shown.stdout + shown.stderr, re.MULTILINE))
+    verb, *flags = compose["services"]["objects"]["command"]
+    assert verb == "server"
+    assert {flag.lstrip("-").split("=")[0] for flag in flags} <= known
 
 
 def test_only_the_api_is_published_and_to_this_host_alone(compose: dict[str, Any]) -> None:

@@ -2,18 +2,23 @@
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core.clock import utc_now
 from core.settings import Settings
-from core.storage import open_store
+from core.storage import keys, open_store
 from core.storage.base import ObjectMissing, ObjectStore, StorageUnavailable
 from core.storage.local import LocalStore
 from core.storage.s3 import S3Store
 from tests.conftest import make_settings
 from tests.races import race
+from tests.servers import SeaweedFS
+
+OURS = keys.archive(f"tenant-{'a' * 25}", "file-1")
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.stack)])
@@ -57,6 +62,12 @@ def test_an_object_that_is_not_there_is_missing_and_leaves_no_file(store: Object
     assert not target.exists()
 
 
+def test_a_file_that_cannot_be_written_is_no_fault_of_the_object(store: ObjectStore, tmp_path: Path) -> None:
+    store.put("key", b"x")
+    with pytest.raises(StorageUnavailable):
+        store.get_file("key", tmp_path / "no-such-folder" / "target")
+
+
 def test_a_second_put_replaces_the_first(store: ObjectStore) -> None:
     store.put("key", b"first, and longer")
     store.put("key", b"second")
@@ -88,10 +99,10 @@ def test_a_list_holds_what_begins_with_the_prefix(store: ObjectStore) -> None:
 
 
 def test_a_list_goes_beyond_one_page_of_s3(store: ObjectStore) -> None:
-    keys = [f"many/{number:04d}" for number in range(1003 if isinstance(store, LocalStore) else 1001)]
-    for key in keys:
+    many = [f"many/{number:04d}" for number in range(1003 if isinstance(store, LocalStore) else 1001)]
+    for key in many:
         store.put(key, b"")
-    assert keys_of(store, "many/") == keys
+    assert keys_of(store, "many/") == many
 
 
 def test_readers_see_one_version_or_the_other_while_it_is_replaced(store: ObjectStore) -> None:
@@ -107,6 +118,13 @@ def test_readers_see_one_version_or_the_other_while_it_is_replaced(store: Object
 
     seen = race(write, read, read)
     assert (seen[1] | seen[2]) <= set(versions)
+
+
+def test_what_is_stored_is_no_leftover(store: ObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(bytes(20 * 1024**2))
+    store.put_file(OURS, tmp_path / "large")
+    assert store.clear_leftovers() == 0
+    assert keys_of(store) == [OURS]
 
 
 def test_a_store_that_is_there_answers(store: ObjectStore) -> None:
@@ -127,12 +145,69 @@ def test_a_put_that_fails_leaves_nothing(tmp_path: Path, settings: Settings) -> 
     assert [path.name for path in folder.rglob("*") if path.is_file()] == ["blocked"]
 
 
+def test_a_full_disk_is_unavailable(settings: Settings) -> None:
+    store = open_store(settings)
+    store.put("key", b"x")
+    with pytest.raises(StorageUnavailable, match="No space"):
+        store.get_file("key", Path("/dev/full"))
+
+
 def test_half_an_object_is_no_object(settings: Settings) -> None:
     """What a killed process leaves behind is not listed and not read."""
     store = open_store(settings)
     store.ping()
     (Path(settings.objects) / ".staging" / "half").write_bytes(b"ha")
     assert keys_of(store) == []
+
+
+def test_half_an_object_goes_when_its_writer_is_long_gone(settings: Settings) -> None:
+    store = open_store(settings)
+    store.put("key", b"x")
+    staging = Path(settings.objects) / ".staging"
+    for name in ("half", "being-written"):
+        (staging / name).write_bytes(b"ha")
+    os.utime(staging / "half", (0, 0))
+    assert store.clear_leftovers() == 1
+    assert [path.name for path in staging.iterdir()] == ["being-written"]
+    assert store.get("key") == b"x"
+
+
+def test_no_empty_folder_is_left(settings: Settings) -> None:
+    store = open_store(settings)
+    for key in ("tenant/samples/one/0", "tenant/samples/two/0", "tenant/samples/two/1"):
+        store.put(key, b"x")
+    for key in ("tenant/samples/one/0", "tenant/samples/two/1", "tenant/samples/three/0"):
+        store.delete(key)
+    root = Path(settings.objects)
+    assert sorted(path.name for path in (root / "tenant" / "samples").iterdir()) == ["two"]
+    store.delete("tenant/samples/two/0")
+    assert [path.name for path in root.iterdir()] == [".staging"]
+
+
+def test_a_put_wins_against_the_removal_of_its_folder(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process has just deleted what else was in it."""
+    store = open_store(settings)
+    made, removals = Path.mkdir, ["one", "one", "tenant"]
+
+    def and_removed(self: Path, *given: Any, **named: Any) -> None:
+        made(self, *given, **named)
+        if removals and self.name == removals[-1]:
+            removals.pop()
+            self.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", and_removed)
+    store.put("tenant/samples/one/0", b"x")
+    assert (store.get("tenant/samples/one/0"), removals) == (b"x", [])
+
+
+def test_a_folder_that_goes_while_it_is_listed_holds_nothing(settings: Settings) -> None:
+    store = open_store(settings)
+    for key in ("a/0", "b/0", "c/0"):
+        store.put(key, b"x")
+    listed = store.list()
+    assert next(listed).key == "a/0"
+    store.delete("b/0")
+    assert [info.key for info in listed] == ["c/0"]
 
 
 @pytest.mark.parametrize("key", ["../outside", "a/../../outside", "/etc/hostname"])
@@ -172,6 +247,34 @@ def test_a_wrong_key_and_a_missing_bucket_are_said(s3_settings: Settings) -> Non
         open_store(absent).ping()
 
 
+@pytest.mark.stack
+def test_uploads_that_were_never_completed_are_aborted_after_a_day(
+    s3_settings: Settings, seaweedfs: SeaweedFS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, client = open_store(s3_settings), seaweedfs.client()
+    prefix = s3_settings.objects.split("/", 3)[3]
+    theirs = "photos/family.jpg"
+    for key in (OURS, theirs):
+        begun = client.create_multipart_upload(Bucket=seaweedfs.bucket, Key=f"{prefix}/{key}")
+        client.upload_part(
+            Bucket=seaweedfs.bucket, Key=begun["Key"], UploadId=begun["UploadId"], PartNumber=1, Body=b"half"
+        )
+
+    def pending() -> list[str]:
+        page = client.list_multipart_uploads(Bucket=seaweedfs.bucket, Prefix=prefix)
+        return sorted(upload["Key"].removeprefix(f"{prefix}/") for upload in page.get("Uploads", []))
+
+    assert (store.clear_leftovers(), pending()) == (0, [theirs, OURS])
+    monkeypatch.setattr("core.storage.s3.utc_now", lambda: utc_now() + timedelta(hours=25))
+    assert (store.clear_leftovers(), pending()) == (1, [theirs])
+
+
+@pytest.mark.stack
+def test_a_store_that_does_not_list_uploads_has_no_leftovers(s3_settings: Settings) -> None:
+    refused = make_settings(s3_settings.data_dir, **_raw(s3_settings) | {"s3_secret_access_key": "wrong"})
+    assert open_store(refused).clear_leftovers() == 0
+
+
 def test_a_server_that_does_not_answer_is_unavailable(tmp_path: Path) -> None:
     settings = make_settings(
         tmp_path,
@@ -182,7 +285,8 @@ def test_a_server_that_does_not_answer_is_unavailable(tmp_path: Path) -> None:
     )
     store = open_store(settings)
     (tmp_path / "file").write_bytes(b"x")
-    for use in (store.ping, lambda: store.put_file("key", tmp_path / "file"), lambda: next(store.list())):
+    uses: list[Callable[[], Any]] = [store.ping, store.clear_leftovers, lambda: next(store.list())]
+    for use in (*uses, lambda: store.put_file("key", tmp_path / "file")):
         with pytest.raises(StorageUnavailable):
             use()
 

@@ -1,31 +1,44 @@
 """Edge of dataset validation: claim, check in a child process, write down the verdict."""
 
+import hashlib
 import json
-import tempfile
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
 
-from core import faults
+from core import faults, leftovers
 from core.datasets import service as datasets
 from core.datasets.service import ValidationPlan
-from core.datasets.validation import Limits, validate
+from core.datasets.validation import Limits, ScratchUnavailable, ValidationInterrupted, validate
 from core.errors import Unavailable
 from core.storage import keys
-from core.storage.base import ObjectMissing
-from worker.app import app
+from core.storage.base import CorruptObject, ObjectMissing
+from worker.app import app, is_stopping
 from worker.heartbeat import Heartbeat
 from worker.services import Services, get_services
 
 log = structlog.get_logger()
+_FETCHES = 2  # a connection that breaks may cut an archive short
+
+
+class _Stopping(Exception):
+    """The worker shuts down."""
 
 
 @app.task(name="dataset.validate")
 def validate_datasets() -> None:
     """Validate all that wait: a nudge means that there is something, not what."""
-    services = get_services()
+    validate_waiting(get_services())
+
+
+def validate_waiting(services: Services) -> None:
+    """Until none waits or the worker shuts down. What goes wrong ends the round, and upkeep nudges for the next."""
     settings = services.settings
-    while True:
+    leftovers.clear(_scratch_folder(services))
+    while not is_stopping():
         with services.database.write() as session:
             plan = datasets.claim(session, services.worker, settings.lease_seconds)
         if plan is None:
@@ -45,23 +58,59 @@ def _validate(services: Services, plan: ValidationPlan) -> None:
         tenant_id=plan.tenant_id, dataset_id=plan.dataset_id, attempt=plan.attempt
     ):
         try:
-            with Heartbeat(extend, services.settings.lease_seconds / 3), tempfile.TemporaryDirectory() as scratch:
-                _check(services, plan, Path(scratch))
+            with Heartbeat(extend, services.settings.lease_seconds / 3), _scratch(services, plan) as scratch:
+                _check(services, plan, scratch)
         except ObjectMissing:
-            with services.database.write() as session:
-                datasets.give_up(session, plan, code="file_lost", detail="the uploaded bytes are gone from the store")
+            _give_up(services, plan, "file_lost", "the uploaded bytes are gone from the store")
+        except CorruptObject as error:
+            _give_up(services, plan, error.code, str(error))
+        except _Stopping:
+            log.info("dataset.given_back")
+            _give_back(services, plan)
         except Unavailable as error:
             log.warning("dataset.postponed", error=str(error))
-            with services.database.write() as session:
-                datasets.release(session, plan)
+            _give_back(services, plan, counted=isinstance(error, ValidationInterrupted) and not is_stopping())
             raise
+
+
+def _give_up(services: Services, plan: ValidationPlan, code: str, detail: str) -> None:
+    with services.database.write() as session:
+        datasets.give_up(session, plan, code=code, detail=detail)
+
+
+def _give_back(services: Services, plan: ValidationPlan, *, counted: bool = False) -> None:
+    with services.database.write() as session:
+        if counted:
+            datasets.interrupt(session, plan, services.settings.max_attempts)
+        else:
+            datasets.release(session, plan)
+
+
+def _scratch_folder(services: Services) -> Path:
+    """On the data folder's disk: /tmp may be memory, and a dataset comes to gigabytes."""
+    return services.settings.data_dir.absolute() / "scratch"
+
+
+@contextmanager
+def _scratch(services: Services, plan: ValidationPlan) -> Iterator[Path]:
+    """A folder of this attempt's own; what a killed earlier one left goes first. Raises ScratchUnavailable."""
+    folder = _scratch_folder(services) / f"{plan.dataset_id}-{plan.attempt}"
+    for earlier in folder.parent.glob(f"{plan.dataset_id}-*"):
+        shutil.rmtree(earlier, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True, mode=0o700)
+        yield folder
+    except OSError as error:
+        raise ScratchUnavailable(f"cannot work in the scratch folder: {error.strerror}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check(services: Services, plan: ValidationPlan, scratch: Path) -> None:
     archive, pack = scratch / "archive", scratch / "pack.zip"
-    services.store.get_file(plan.object_key, archive)
+    _fetch(services, plan, archive)
     limits = Limits(max_archive_bytes=services.settings.max_upload_bytes, max_images=services.settings.max_images)
-    report = validate(archive, pack, limits)
+    report = validate(archive, pack, limits, on_tick=_stop_if_told)
 
     pack_key = None
     if report.status == "processed":
@@ -75,3 +124,19 @@ def _check(services: Services, plan: ValidationPlan, scratch: Path) -> None:
         known = datasets.finish_validation(session, plan, body, pack_key, report_key)
     services.nudges.rouse()  # jobs may have waited for this
     log.info("dataset.validated", status=report.status, code=report.code, images=report.images, held=known)
+
+
+def _fetch(services: Services, plan: ValidationPlan, archive: Path) -> None:
+    """The bytes that were uploaded and no others. Raises CorruptObject where the store keeps giving others."""
+    for _ in range(_FETCHES):
+        services.store.get_file(plan.object_key, archive)
+        with archive.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == plan.sha256:
+                return
+        log.warning("dataset.fetched_wrong")
+    raise CorruptObject("the stored bytes differ from what was uploaded; upload it again", code="dataset_corrupt")
+
+
+def _stop_if_told() -> None:
+    if is_stopping():
+        raise _Stopping
