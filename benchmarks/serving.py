@@ -82,6 +82,9 @@ class Unmixed(Engine):
         under_way = {digest for row in self._active for digest in row.digests}
         return under_way <= set(self._waiting[request_id].digests) and super()._is_ready(request_id)
 
+    def _is_loaded(self, request_id: str) -> bool:
+        return self._is_ready(request_id)  # else who has waited long would empty the batch
+
 
 class Ours:
     def __init__(self, base: Base, adapters: Sequence[Adapter], kind: type[Engine]) -> None:
