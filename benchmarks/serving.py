@@ -34,8 +34,9 @@ from benchmarks.peers import LoraPipeline
 from core.diffusion.adapter import Adapter
 from core.diffusion.base import Base
 from core.diffusion.catalog import read_json
-from core.sampling.engine import Engine, Sampled
+from core.sampling.engine import Engine
 from core.sampling.request import AdapterPart, SampleRequest
+from core.sampling.row import Sampled
 from core.settings import PACKAGED_BASE, Settings
 from worker.runtime import CPU_ROWS, FEW_ROWS
 
