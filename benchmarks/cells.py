@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from core.diffusion.catalog import fingerprint
-from core.diffusion.guidance import Guidance
+from core.sampling.request import Guidance
 
 VERSION = 1  # of what a cell does: raise it and every kept cell is stale
 AUTO_VERSION = 3  # of what `auto` chooses: raise it and every kept cell without a rate of its own is

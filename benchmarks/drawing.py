@@ -7,8 +7,9 @@ import torch
 
 from benchmarks.methods import Predict
 from core.diffusion.base import Base
-from core.diffusion.guidance import Guidance, guide
+from core.diffusion.guidance import guide
 from core.diffusion.solvers import Update, make_plan
+from core.sampling.request import Guidance
 
 STEPS = 20
 _BATCH = 50

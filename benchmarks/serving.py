@@ -34,8 +34,9 @@ from benchmarks.peers import LoraPipeline
 from core.diffusion.adapter import Adapter
 from core.diffusion.base import Base
 from core.diffusion.catalog import read_json
-from core.sampling.engine import Engine, Sampled
+from core.sampling.engine import Engine
 from core.sampling.request import AdapterPart, SampleRequest
+from core.sampling.row import Sampled
 from core.settings import PACKAGED_BASE, Settings
 from worker.runtime import CPU_ROWS, FEW_ROWS
 
@@ -81,6 +82,9 @@ class Unmixed(Engine):
     def _is_ready(self, request_id: str) -> bool:
         under_way = {digest for row in self._active for digest in row.digests}
         return under_way <= set(self._waiting[request_id].digests) and super()._is_ready(request_id)
+
+    def _is_loaded(self, request_id: str) -> bool:
+        return self._is_ready(request_id)  # else who has waited long would empty the batch
 
 
 class Ours:

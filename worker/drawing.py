@@ -15,8 +15,9 @@ from core.errors import DomainError, Unavailable
 from core.samples import service as samples
 from core.samples.service import SamplePlan
 from core.samples.spec import MEDIA_TYPES
-from core.sampling.engine import Cancelled, DeadlineExceeded, OnPreview, Sampled
+from core.sampling.engine import Cancelled, DeadlineExceeded
 from core.sampling.request import AdapterPart, SampleRequest
+from core.sampling.row import OnPreview, Sampled
 from core.storage import keys
 from worker.pictures import encode
 from worker.runtime import Runtime

@@ -21,8 +21,8 @@ from core.evaluations import service as evaluations
 from core.evaluations.service import EvaluationPlan
 from core.evaluations.spec import labels_to_draw
 from core.jobs import attempts
-from core.sampling.engine import Sampled
 from core.sampling.request import AdapterPart, SampleRequest
+from core.sampling.row import Sampled
 from core.storage import keys
 from core.storage.base import CorruptObject, ObjectMissing
 from core.training.data import split

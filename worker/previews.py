@@ -7,8 +7,8 @@ import structlog
 
 from core.jobs import attempts
 from core.jobs.attempts import Plan
-from core.sampling.engine import Sampled
 from core.sampling.request import AdapterPart, SampleRequest
+from core.sampling.row import Sampled
 from core.storage import keys
 from core.training.loop import Trainee, finish
 from worker.pictures import encode_png, strip

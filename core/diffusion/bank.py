@@ -46,14 +46,6 @@ class AdapterBank:
         self.theta[slot].copy_(theta)  # whole, whatever was there
         self._store(slot, adapter.class_delta, starts)
 
-    def evict(self, slot: int) -> None:
-        """Empty a slot: its row is zero again and its class rows are given back."""
-        self._check(slot)
-        self.version += 1
-        self.theta[slot].zero_()
-        self._name(slot, frozenset())
-        self._release(slot)
-
     def is_loaded(self, slot: int) -> bool:
         return self._spans[slot] is not None
 

@@ -4,12 +4,7 @@
 (Domain Guidance, ICLR 2025) the frozen base with its null class, which here is only a row with slot 0.
 """
 
-from typing import Literal
-
 from torch import Tensor
-
-Guidance = Literal["none", "cfg", "domain"]
-GUIDANCES: tuple[Guidance, ...] = ("none", "cfg", "domain")
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,10 +18,9 @@ from torch import Tensor
 
 from core.diffusion.schedule import Schedule
 from core.errors import Invalid
+from core.sampling.request import Solver
 
-Solver = Literal["ddim", "dpm++", "euler"]
 Spacing = Literal["leading", "trailing", "linspace"]
-SOLVERS: tuple[Solver, ...] = ("ddim", "dpm++", "euler")
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def make_plan(schedule: Schedule, solver: Solver, steps: int, spacing: Spacing |
         return _dpm(schedule, steps, spacing or schedule.spacing)
     if solver == "euler":
         return _euler(schedule, steps)
-    raise Invalid(f"solver {solver!r} is unknown; one of {', '.join(SOLVERS)}", pointer="/solver")
+    raise Invalid(f"solver {solver!r} is unknown; one of {', '.join(get_args(Solver))}", pointer="/solver")
 
 
 @dataclass(frozen=True)

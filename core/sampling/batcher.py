@@ -3,10 +3,11 @@
 Policy alone: no torch, no clock, no thread. Time is counted in rounds, which the engine ticks once a step.
 """
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+PATIENCE = 400  # rounds
 
 
 @dataclass
@@ -18,7 +19,6 @@ class Waiting:
     rows: int
     work: int
     since: int
-    order: int
 
 
 @dataclass
@@ -30,23 +30,19 @@ class _Tenant:
 class Batcher:
     """Each tenant in turn may start `quantum` of work a visit; what it does not use it keeps while it has requests.
 
-    A request that has waited `patience` rounds goes before all others, oldest first, and the batch drains until it
-    fits, so nothing starves.
+    A request that has waited `patience` rounds and is loaded goes before all others, oldest first, and nothing else
+    starts until it does: the batch drains until there are rows and slots for it, so nothing starves.
     """
 
-    def __init__(self, quantum: int = 40, patience: int = 400) -> None:
+    def __init__(self, quantum: int = 40, patience: int = PATIENCE) -> None:
         self._quantum = quantum
         self._patience = patience
         self._round = 0
-        self._arrived = 0
         self._tenants: OrderedDict[str, _Tenant] = OrderedDict()  # in the order of their turns
-        self._by_id: dict[str, Waiting] = {}
+        self._by_id: dict[str, Waiting] = {}  # oldest first
 
     def __len__(self) -> int:
         return len(self._by_id)
-
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._by_id
 
     def tick(self) -> None:
         """A round has passed for all that wait."""
@@ -56,8 +52,7 @@ class Batcher:
         """Queue a request behind its tenant's others."""
         if request_id in self._by_id:
             raise KeyError(f"request {request_id} waits already")
-        waiting = Waiting(request_id, tenant, rows, work, self._round, self._arrived)
-        self._arrived += 1
+        waiting = Waiting(request_id, tenant, rows, work, self._round)
         self._by_id[request_id] = waiting
         self._tenants.setdefault(tenant, _Tenant()).queue[request_id] = waiting
 
@@ -72,11 +67,15 @@ class Batcher:
             del self._tenants[waiting.tenant]  # its deficit goes too: idleness saves nothing up
         return True
 
-    def next(self, room: int, is_ready: Callable[[str], bool]) -> str | None:
-        """Take the request that starts now, of at most `room` rows; None if none may."""
-        oldest = min(self._heads(math.inf, is_ready).values(), key=lambda waiting: waiting.order, default=None)
-        if oldest is not None and self._round - oldest.since >= self._patience:
-            return self._take(oldest) if oldest.rows <= room else None
+    def next(self, room: int, is_ready: Callable[[str], bool], is_loaded: Callable[[str], bool]) -> str | None:
+        """Take the request that starts now, of at most `room` rows; None if none may.
+
+        `is_loaded` says that a request waits for nothing but the others, `is_ready` that it has not even to wait for
+        the slots that they hold. What is still being loaded holds nobody up, however long it has waited.
+        """
+        overdue = self._overdue(is_loaded)
+        if overdue is not None:
+            return self._take(overdue) if overdue.rows <= room and is_ready(overdue.id) else None
         heads = self._heads(room, is_ready)
         if not heads:
             return None
@@ -89,7 +88,16 @@ class Batcher:
                 tenant.deficit += self._quantum
             self._tenants.move_to_end(name)
 
-    def _heads(self, room: float, is_ready: Callable[[str], bool]) -> dict[str, Waiting]:
+    def _overdue(self, is_loaded: Callable[[str], bool]) -> Waiting | None:
+        """The oldest request that is loaded, if its patience is over."""
+        for waiting in self._by_id.values():
+            if self._round - waiting.since < self._patience:
+                return None
+            if is_loaded(waiting.id):
+                return waiting
+        return None
+
+    def _heads(self, room: int, is_ready: Callable[[str], bool]) -> dict[str, Waiting]:
         """Each tenant's oldest request that is ready and fits."""
         heads: dict[str, Waiting] = {}
         for name, tenant in self._tenants.items():

@@ -6,33 +6,30 @@ Whoever owns the device drives `step()`; `submit` and `cancel` may come from any
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from threading import Event, Lock
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from core.diffusion.bank import BASE_SLOT, NULL_LABEL, AdapterBank
+from core.diffusion.bank import AdapterBank
 from core.diffusion.base import Base
 from core.diffusion.catalog import MAX_SIZE_FACTOR
-from core.diffusion.guidance import guide, is_guided
+from core.diffusion.guidance import guide
 from core.diffusion.layout import AdapterLayout
-from core.diffusion.solvers import Plan, Update, make_plan
+from core.diffusion.solvers import Update, make_plan
 from core.errors import Conflict, Invalid, Unavailable
 from core.sampling.batcher import Batcher
+from core.sampling.conditioning import Conditioning
 from core.sampling.decoder import Decoder
 from core.sampling.request import MAX_PARTS, SampleRequest
-from core.sampling.slots import AdapterSlots, LoadAdapter, Residency, Seat
+from core.sampling.row import OnPreview, Row, Sampled
+from core.sampling.slots import AdapterSlots, LoadAdapter
 
 MAX_WAITING = 4096
 SPACING = "trailing"
-
-OnPreview = Callable[[int, np.ndarray], None]
 
 
 class Cancelled(Conflict):
@@ -57,89 +54,6 @@ class NotFinite(Invalid):
     """The image came out as NaN or Inf: the adapter or its scale drives the base out of its range."""
 
     code = "image_not_finite"
-
-
-@dataclass(frozen=True)
-class SampleStats:
-    """How an image came about. `batch_size` and `distinct_adapters` are the largest that it shared a pass with."""
-
-    adapter_residency: Residency
-    adapter_load_ms: float
-    queue_ms: float
-    compute_ms: float
-    batch_size: int
-    distinct_adapters: int
-    steps: int
-
-
-@dataclass(frozen=True)
-class Sampled:
-    image: np.ndarray  # (s, s, 3) uint8
-    stats: SampleStats
-
-
-@dataclass(eq=False)
-class _Row:
-    """One image on its way."""
-
-    request: SampleRequest
-    future: "Future[Sampled]"
-    plan: Plan
-    side: int
-    submitted_at: float
-    on_preview: OnPreview | None
-    arrived: dict[str, Residency] = field(default_factory=dict)  # by digest, when the request came
-    seats: list[Seat] = field(default_factory=list)  # of its adapters, in their order
-    x: Tensor | None = None  # (C, h, w)
-    previous: Tensor | None = None  # (C, h, w)
-    step: int = 0
-    started_at: float = 0.0
-    batch_size: int = 0
-    distinct_adapters: int = 0
-
-    @property
-    def digests(self) -> list[str]:
-        return list(dict.fromkeys(part.digest for part in self.request.adapters))
-
-    @property
-    def is_late(self) -> bool:
-        timeout = self.request.timeout
-        return timeout is not None and time.perf_counter() - self.submitted_at > timeout
-
-    def branch(self, is_second: bool) -> "list[_Term]":
-        """What is added up to this row's vector and class row, conditional or for guidance."""
-        request = self.request
-        if not self.seats or (is_second and request.guidance == "domain"):
-            label = None if is_second else request.label
-            return [_Term(BASE_SLOT, NULL_LABEL if label is None else label, 1.0, 1.0)]
-        total = sum(abs(part.weight) for part in request.adapters)
-        return [
-            _Term(
-                seat.slot,
-                NULL_LABEL if is_second or part.label is None else part.label,
-                part.weight,
-                abs(part.weight) / total if total else 1 / len(self.seats),
-            )
-            for seat, part in zip(self.seats, request.adapters, strict=True)
-        ]
-
-    @property
-    def runs_twice(self) -> bool:
-        """Whether this step has a second branch."""
-        level = float(self.plan.levels[self.step])
-        return self.request.is_guided and is_guided(level, self.request.guidance_interval)
-
-
-class _Term(NamedTuple):
-    """A slot's share in a row: its vector and class difference times `weight`, its start row times `share`."""
-
-    slot: int
-    label: int
-    weight: float
-    share: float
-
-
-_PADDING = [_Term(BASE_SLOT, NULL_LABEL, 1.0, 1.0)]
 
 
 class Engine:
@@ -181,15 +95,14 @@ class Engine:
         self._slots = AdapterSlots(self.bank, load_adapter, host_bytes=host_bytes, wake=self._wake)
         self._batcher = Batcher()
         self._lock = Lock()
-        self._arrivals: deque[_Row] = deque()
+        self._arrivals: deque[Row] = deque()
         self._cancelled: set[str] = set()
-        self._known: dict[str, _Row] = {}  # every request that is neither done nor failed
-        self._waiting: dict[str, _Row] = {}
-        self._active: list[_Row] = []
-        self._buckets = sorted(buckets)
+        self._known: dict[str, Row] = {}  # every request that is neither done nor failed
+        self._waiting: dict[str, Row] = {}
+        self._active: list[Row] = []
+        self._conditioning = Conditioning(self.bank, buckets)
         self._decoder = Decoder(base.decode)
         self._plan = lru_cache(maxsize=256)(partial(make_plan, base.schedule, spacing=SPACING))
-        self._gathered: tuple[object, Tensor | None, Tensor] | None = None
         self._is_closed = False
         for digest in pinned:
             self._slots.pin(digest)
@@ -269,7 +182,7 @@ class Engine:
         self._decoder.close()
         self._slots.close()
 
-    def _row(self, request: SampleRequest, on_preview: OnPreview | None) -> _Row:
+    def _row(self, request: SampleRequest, on_preview: OnPreview | None) -> Row:
         base = self.base
         solver = "euler" if base.prediction == "flow" and request.solver == "dpm++" else request.solver
         if request.label is not None and request.label >= base.num_classes:
@@ -277,7 +190,7 @@ class Engine:
         if len(request.adapters) >= self.bank.slots:
             raise Invalid(f"the engine holds {self.bank.slots - 1} adapters at once", pointer="/adapters")
         plan = self._plan(solver, request.steps)
-        return _Row(request, Future(), plan, self._side(request.size), time.perf_counter(), on_preview)
+        return Row(request, Future(), plan, self._side(request.size), time.perf_counter(), on_preview)
 
     def _side(self, size: int | None) -> int:
         base = self.base
@@ -313,7 +226,7 @@ class Engine:
         active = sum(row.request.rows for row in self._active)
         waiting = sum(row.request.rows for row in self._waiting.values())
         room = min(self._max_rows, max(self._few_rows, (active + waiting) // 2)) - active
-        while room > 0 and (request_id := self._batcher.next(room, self._is_ready)) is not None:
+        while room > 0 and (request_id := self._batcher.next(room, self._is_ready, self._is_loaded)) is not None:
             row = self._waiting[request_id]
             try:
                 self._start(row)
@@ -325,40 +238,33 @@ class Engine:
     def _is_ready(self, request_id: str) -> bool:
         return self._slots.is_ready(self._waiting[request_id].digests)
 
-    def _start(self, row: _Row) -> None:
+    def _is_loaded(self, request_id: str) -> bool:
+        return self._slots.is_loaded(self._waiting[request_id].digests)
+
+    def _start(self, row: Row) -> None:
         request = row.request
         for part in request.adapters:
             classes = self._slots.classes(part.digest)
             if part.label is not None and classes is not None and part.label >= classes:
                 raise Invalid(f"the adapter has {classes} classes", code="unknown_class", pointer="/label")
-        self._seat(row)
-        del self._waiting[request.id]
-        row.started_at = time.perf_counter()
         noise = torch.Generator().manual_seed(request.seed)
         row.x = torch.randn(self.base.channels, row.side, row.side, generator=noise).to(self.base.device)
         row.previous = torch.zeros_like(row.x)
+        # Last of what can fail: who fails before holds no seats, who comes through is active and will leave them.
+        seats = self._slots.seat_all(row.arrived)
+        row.seats = [seats[part.digest] for part in request.adapters]
+        del self._waiting[request.id]
+        row.started_at = time.perf_counter()
         self._active.append(row)
 
-    def _seat(self, row: _Row) -> None:
-        """All of a row's adapters or none."""
-        seats: dict[str, Seat] = {}
-        # Those that have a slot first: they are then in use, and no other can be given theirs.
-        for digest in sorted(row.digests, key=lambda digest: not self._slots.is_hot(digest)):
-            try:
-                seats[digest] = self._slots.seat(digest, row.arrived[digest])
-            except Exception:
-                for seated in seats:
-                    self._slots.want(seated)  # as it was before
-                    self._slots.leave(seated)
-                raise
-        row.seats = [seats[part.digest] for part in row.request.adapters]
-
     @torch.no_grad()
-    def _denoise(self, rows: Sequence[_Row]) -> None:
+    def _denoise(self, rows: Sequence[Row]) -> None:
         """One step of rows of one size: conditional and guidance branches in one forward pass."""
         base = self.base
         guided = [number for number, row in enumerate(rows) if row.runs_twice]
-        theta, c_rows = self._gather(rows, guided)
+        branches = [row.branch(is_second=False) for row in rows]
+        branches += [rows[number].branch(is_second=True) for number in guided]
+        theta, c_rows = self._conditioning.of(branches)  # (B + G + padding, P) and (·, H)
         x = torch.stack([row.x for row in rows if row.x is not None])  # (B, C, h, w)
         times = torch.tensor([float(row.plan.times[row.step]) for row in rows]).to(base.device)  # (B,)
         again = torch.tensor(guided, dtype=torch.long, device=base.device)
@@ -381,28 +287,7 @@ class Engine:
             row.batch_size = max(row.batch_size, len(rows) + len(guided))
             row.distinct_adapters = max(row.distinct_adapters, distinct)
             if row.on_preview is not None and row.step in row.request.previews and row.step < len(row.plan):
-                self._decoder.put(x0[number], partial(_preview, row, row.step))
-
-    def _gather(self, rows: Sequence[_Row], guided: Sequence[int]) -> tuple[Tensor | None, Tensor]:
-        """Vectors (B + G, P) and class rows (B + G, H); kept while the same rows go on, for they do not change."""
-        branches = [row.branch(is_second=False) for row in rows]
-        branches += [rows[number].branch(is_second=True) for number in guided]
-        branches += [_PADDING] * (next((size for size in self._buckets if size >= len(branches)), 0) - len(branches))
-        key = (self.bank.version, tuple(map(tuple, branches)))
-        if self._gathered is None or self._gathered[0] != key:
-            self._gathered = (key, *self._sum(branches))
-        return self._gathered[1], self._gathered[2]
-
-    def _sum(self, branches: "Sequence[Sequence[_Term]]") -> tuple[Tensor | None, Tensor]:
-        """Vectors (B, P), None where all are the base's, and class rows (B, H)."""
-        terms = [term for branch in branches for term in branch]
-        slots, labels, weights, shares = (torch.tensor(column) for column in zip(*terms, strict=True))
-        theta = self.bank.rows(slots, weights) if bool(slots.any()) else None
-        c_rows = self.bank.class_rows(slots, labels, weights, shares)
-        if len(terms) == len(branches):
-            return theta, c_rows
-        owner = torch.tensor([number for number, branch in enumerate(branches) for _ in branch]).to(c_rows.device)
-        return None if theta is None else _added(theta, owner, len(branches)), _added(c_rows, owner, len(branches))
+                self._decoder.put(x0[number], partial(row.show, row.step))
 
     def _retire(self) -> None:
         """What is done leaves the batch, to be decoded and answered by another thread."""
@@ -415,57 +300,34 @@ class Engine:
             else:
                 self._drop(row, NotFinite("the image is not finite; try a smaller adapter_scale or guidance_scale"))
 
-    def _leave(self, row: _Row) -> None:
+    def _leave(self, row: Row) -> None:
         for digest in row.digests:
             self._slots.leave(digest)
 
-    def _finish(self, row: _Row, image: np.ndarray | Exception) -> None:
+    def _finish(self, row: Row, image: np.ndarray | Exception) -> None:
         """From the decoder's thread."""
-        if isinstance(image, Exception):
-            self._drop(row, image)
-            return
-        stats = SampleStats(
-            adapter_residency=_coldest(row.seats),
-            adapter_load_ms=max((seat.load_ms for seat in row.seats), default=0.0),
-            queue_ms=1000 * (row.started_at - row.submitted_at),
-            compute_ms=1000 * (time.perf_counter() - row.started_at),
-            batch_size=row.batch_size,
-            distinct_adapters=row.distinct_adapters,
-            steps=row.step,
-        )
-        with self._lock:
-            self._known.pop(row.request.id, None)
-        with contextlib.suppress(InvalidStateError):  # the engine was closed, or its caller cancelled the future
-            row.future.set_result(Sampled(image, stats))
-        self._wake.set()
+        self._answer(row, image if isinstance(image, Exception) else Sampled(image, row.stats()))
 
-    def _drop(self, row: _Row, error: Exception) -> None:
+    def _drop(self, row: Row, error: Exception) -> None:
         """Take a row out of wherever it is; its seats are free again."""
-        request = row.request
-        with self._lock:
-            self._known.pop(request.id, None)
-        self._batcher.remove(request.id)
-        if self._waiting.pop(request.id, None) is not None:
+        self._batcher.remove(row.request.id)
+        if self._waiting.pop(row.request.id, None) is not None:
             for digest in row.digests:
                 self._slots.unwant(digest)
         elif row in self._active:
             self._active.remove(row)
             self._leave(row)
-        with contextlib.suppress(InvalidStateError):  # its caller cancelled the future: nobody waits for an answer
-            row.future.set_exception(error)
+        self._answer(row, error)
+
+    # --- from both
+
+    def _answer(self, row: Row, outcome: Sampled | Exception) -> None:
+        """The request is over: it is known no more, and who waits for it learns how it ended."""
+        with self._lock:
+            self._known.pop(row.request.id, None)
+        with contextlib.suppress(InvalidStateError):  # the engine was closed, or its caller cancelled the future
+            if isinstance(outcome, Exception):
+                row.future.set_exception(outcome)
+            else:
+                row.future.set_result(outcome)
         self._wake.set()
-
-
-def _coldest(seats: Sequence[Seat]) -> Residency:
-    order: tuple[Residency, ...] = ("hot", "warm", "cold")
-    return order[max((order.index(seat.residency) for seat in seats), default=0)]
-
-
-def _preview(row: _Row, step: int, image: np.ndarray | Exception) -> None:
-    if row.on_preview is not None and not isinstance(image, Exception):  # the picture itself will tell what is wrong
-        row.on_preview(step, image)
-
-
-def _added(terms: Tensor, owner: Tensor, count: int) -> Tensor:
-    """(B, ·) of terms (T, ·), each added to the row that owns it."""
-    return terms.new_zeros(count, terms.shape[1]).index_add_(0, owner, terms)

@@ -1,8 +1,8 @@
-"""One image, asked for: everything that it depends on. No torch here."""
+"""One image, asked for: everything that it depends on, and the words for it. No torch here."""
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from core.errors import Invalid
 
@@ -76,10 +76,8 @@ class SampleRequest:
             raise Invalid("either every adapter draws a class or none does", pointer="/adapters")
         if self.size is not None:
             _whole(self.size, "size", 8, 4096)
-        if self.solver not in ("ddim", "dpm++", "euler"):
-            raise Invalid("solver must be ddim, dpm++ or euler", pointer="/solver")
-        if self.guidance not in ("none", "cfg", "domain"):
-            raise Invalid("guidance must be none, cfg or domain", pointer="/guidance")
+        _one_of(Solver, self.solver, "solver")
+        _one_of(Guidance, self.guidance, "guidance")
         low, high = self.guidance_interval
         if not 0.0 <= low <= high <= 1.0:
             raise Invalid("guidance_interval must be [low, high] within 0 to 1", pointer="/guidance_interval")
@@ -104,6 +102,11 @@ class SampleRequest:
     def work(self) -> int:
         """Rows times steps: what it costs the device, for fairness."""
         return self.rows * self.steps
+
+
+def _one_of(words: object, value: object, field: str) -> None:
+    if value not in get_args(words):
+        raise Invalid(f"{field} must be one of {', '.join(get_args(words))}", pointer=f"/{field}")
 
 
 def _whole(value: object, field: str, low: int, high: int) -> None:

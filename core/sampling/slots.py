@@ -5,14 +5,21 @@ Loads run on a pool of their own; the bank is written by the thread that owns th
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
 from typing import Literal
 
+import structlog
+
 from core.diffusion.adapter import Adapter
 from core.diffusion.bank import BASE_SLOT, AdapterBank
+from core.errors import Unavailable
+
+log = structlog.get_logger()
+
+PIN_AGAIN_SECONDS = 10.0
 
 Residency = Literal["hot", "warm", "cold"]
 LoadAdapter = Callable[[str], Adapter]
@@ -48,12 +55,12 @@ class AdapterSlots:
         self._loads: dict[str, Future[tuple[Adapter, float]]] = {}
         self._host: OrderedDict[str, Adapter] = OrderedDict()  # least recently used first
         self._host_used = 0  # bytes
-        self._load_ms: dict[str, float] = {}  # of adapters that no request has used since they were loaded
+        self._load_ms: dict[str, float] = {}  # what loading took, as long as they are in host memory
         self._wanted: dict[str, int] = {}  # by how many waiting requests
         self._slot_of: OrderedDict[str, int] = OrderedDict()  # least recently used first
         self._users: dict[str, int] = {}
         self._free = list(range(bank.slots - 1, BASE_SLOT, -1))
-        self._to_pin: list[str] = []
+        self._to_pin: dict[str, float] = {}  # to when (monotonic seconds) a load that failed may begin again
 
     def want(self, digest: str) -> Residency:
         """A request for this adapter arrives: begin to load it now, not when its turn comes."""
@@ -62,14 +69,14 @@ class AdapterSlots:
             return "hot"
         if digest in self._host:
             return "warm"
-        if digest not in self._loads:
-            self._start(digest)
+        self._start(digest)
         return "cold"
 
     def pin(self, digest: str) -> None:
-        """Load an adapter and keep it in its slot for good."""
-        self.want(digest)
-        self._to_pin.append(digest)
+        """Load an adapter and keep it in its slot for good; while it cannot be had, that is tried again."""
+        if digest not in self._to_pin:
+            self.want(digest)
+            self._to_pin[digest] = 0.0
 
     def unwant(self, digest: str) -> None:
         """A waiting request went away, or took its seat."""
@@ -92,43 +99,46 @@ class AdapterSlots:
             else:
                 self._host[digest], self._load_ms[digest] = load.result()
                 self._host_used += self._bank.nbytes(self._host[digest])
-        for digest in [digest for digest in self._to_pin if digest in failed or self.is_ready([digest])]:
-            self._to_pin.remove(digest)
-            if digest in failed:
-                self.unwant(digest)
-            else:
-                self.seat(digest, "cold")  # nobody leaves this seat
+        self._pin(failed)
         self._trim()
         return failed
 
-    def is_hot(self, digest: str) -> bool:
-        return digest in self._slot_of
+    def is_loaded(self, digests: Collection[str]) -> bool:
+        """Whether all of them are on the device or in host memory: then only slots in use can keep them waiting."""
+        return all(digest in self._slot_of or digest in self._host for digest in digests)
 
     def is_ready(self, digests: Collection[str]) -> bool:
-        """Whether all of them could be seated now; what was dropped while its request waited is loaded again."""
-        missing = {digest for digest in digests if digest not in self._slot_of}
-        absent = [digest for digest in missing if digest not in self._host]
-        for digest in absent:
-            if digest not in self._loads:
-                self._start(digest)
-        if absent:
+        """Whether all of them could be seated now."""
+        if not self.is_loaded(digests):
             return False
+        missing = sum(digest not in self._slot_of for digest in set(digests))
         idle = sum(digest not in self._users and digest not in digests for digest in self._slot_of)
-        return len(missing) <= len(self._free) + idle if missing else True
+        return not missing or missing <= len(self._free) + idle
+
+    def seat_all(self, arrived: Mapping[str, Residency]) -> dict[str, Seat]:
+        """Seats for all of a request's adapters or for none, by digest; `arrived` is where they were when it came."""
+        seats: dict[str, Seat] = {}
+        # Those that have a slot first: they are then in use, and no other can be given theirs.
+        for digest in sorted(arrived, key=lambda digest: digest not in self._slot_of):
+            try:
+                seats[digest] = self.seat(digest, arrived[digest])
+            except Exception:
+                for seated in seats:
+                    self.want(seated)  # as it was before
+                    self.leave(seated)
+                raise
+        return seats
 
     def seat(self, digest: str, arrived: Residency) -> Seat:
         """Put the adapter into a slot unless it is there, and hold the slot until `leave`."""
         began = time.perf_counter()
         load_ms = 0.0
         if digest not in self._slot_of:
-            adapter = self._host[digest]
-            evicted = None if self._free else self._idle_or_raise()
-            slot = self._free[-1] if evicted is None else self._slot_of[evicted]
-            self._bank.load(slot, adapter)
-            if evicted is None:
-                self._free.pop()
-            else:
-                self._slot_of.pop(evicted)
+            if not self._free:
+                self._evict()
+            slot = self._free[-1]
+            self._bank.load(slot, self._host[digest])  # where this fails the slot may be half written: it stays free
+            self._free.pop()
             self._slot_of[digest] = slot
             load_ms = 1000 * (time.perf_counter() - began)
         if arrived == "cold":
@@ -166,6 +176,9 @@ class AdapterSlots:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _start(self, digest: str) -> None:
+        """Begin to load, unless that is under way."""
+        if digest in self._loads:
+            return
         future = self._pool.submit(self._timed, digest)
         future.add_done_callback(lambda _: self._wake.set())
         self._loads[digest] = future
@@ -175,11 +188,33 @@ class AdapterSlots:
         adapter = self._load_adapter(digest)
         return adapter, 1000 * (time.perf_counter() - began)
 
-    def _idle_or_raise(self) -> str:
-        """The least recently used adapter that nobody uses, if possible one that nobody waits for either."""
+    def _evict(self) -> None:
+        """Free the slot that was least recently used of those that nobody uses; if possible nobody waits for it."""
         idle = [digest for digest in self._slot_of if digest not in self._users]
         assert idle, "seat() without is_ready()"
-        return next((digest for digest in idle if digest not in self._wanted), idle[0])
+        evicted = next((digest for digest in idle if digest not in self._wanted), idle[0])
+        self._free.append(self._slot_of.pop(evicted))
+        if evicted in self._wanted and evicted not in self._host:
+            self._start(evicted)  # it was hot when its request came, so nothing was loaded for that
+
+    def _pin(self, failed: Mapping[str, Exception]) -> None:
+        """Seat what is to be pinned and has come. What cannot be had now is tried again, all else is given up."""
+        for digest, again_at in list(self._to_pin.items()):
+            try:
+                if digest in failed:
+                    raise failed[digest]
+                if self.is_ready([digest]):
+                    self.seat(digest, "cold")  # nobody leaves this seat
+                    del self._to_pin[digest]
+                elif not self.is_loaded([digest]) and time.monotonic() >= again_at:
+                    self._start(digest)
+            except Unavailable as error:
+                self._to_pin[digest] = time.monotonic() + PIN_AGAIN_SECONDS
+                log.warning("adapter.not_pinned", sha256=digest, error=str(error))
+            except Exception as error:  # this will not get better; the others still have their slots
+                del self._to_pin[digest]
+                self.unwant(digest)
+                log.error("adapter.not_pinned", sha256=digest, exc_info=error)
 
     def _trim(self) -> None:
         """Keep host memory within its bound, but never drop what a request waits for."""

@@ -17,7 +17,7 @@ def always(_: str) -> bool:
 
 def drain(batcher: Batcher, room: int = 1) -> list[str]:
     taken: list[str] = []
-    while (request := batcher.next(room, always)) is not None:
+    while (request := batcher.next(room, always, always)) is not None:
         taken.append(request)
     return taken
 
@@ -41,7 +41,7 @@ def test_shares_are_of_work_and_not_of_requests():
     for number in range(100):
         batcher.add(f"long-{number}", "long", 2, 100)
         batcher.add(f"short-{number}", "short", 1, 10)
-    order = [batcher.next(8, always) for _ in range(55)]
+    order = [batcher.next(8, always, always) for _ in range(55)]
     counts = Counter(request.split("-")[0] for request in order if request)
     assert 8 <= counts["short"] / counts["long"] <= 12
 
@@ -53,19 +53,38 @@ def test_a_request_that_does_not_fit_lets_others_pass_until_its_patience_ends():
         batcher.add(f"narrow-{number}", "b", 1, 20)
     taken: list[str | None] = []
     for _ in range(5):
-        taken.append(batcher.next(1, always))
+        taken.append(batcher.next(1, always, always))
         batcher.tick()
     assert taken == ["narrow-0", "narrow-1", "narrow-2", None, None]
-    assert batcher.next(2, always) == "wide"
+    assert batcher.next(2, always, always) == "wide"
 
 
 def test_a_request_that_is_not_ready_blocks_nobody():
     batcher = Batcher()
     batcher.add("cold", "a", 1, 20)
     batcher.add("hot", "a", 1, 20)
-    assert batcher.next(1, lambda request: request != "cold") == "hot"
-    assert batcher.next(1, lambda request: request != "cold") is None
-    assert batcher.next(1, always) == "cold"
+
+    def is_hot(request: str) -> bool:
+        return request != "cold"
+
+    assert batcher.next(1, is_hot, always) == "hot"
+    assert batcher.next(1, is_hot, always) is None
+    assert batcher.next(1, always, always) == "cold"
+
+
+def test_others_pass_a_request_without_slots_until_its_patience_ends():
+    """From then on none starts until it has them; one that is still being loaded they pass for ever."""
+    batcher = Batcher(patience=3)
+    batcher.add("unloaded", "a", 1, 20)
+    batcher.add("slotless", "a", 1, 20)
+    ready: set[str] = set()
+    taken: list[str | None] = []
+    for number in range(8):
+        batcher.add(f"hot-{number}", "b", 1, 20)
+        ready.add("slotless" if number == 5 else f"hot-{number}")
+        taken.append(batcher.next(1, ready.__contains__, lambda request: request != "unloaded"))
+        batcher.tick()
+    assert taken == ["hot-0", "hot-1", "hot-2", None, None, "slotless", "hot-3", "hot-4"]
 
 
 def test_a_removed_request_never_starts():
@@ -73,7 +92,7 @@ def test_a_removed_request_never_starts():
     batcher.add("one", "a", 1, 20)
     assert batcher.remove("one")
     assert not batcher.remove("one")
-    assert batcher.next(1, always) is None
+    assert batcher.next(1, always, always) is None
     batcher.add("one", "a", 1, 20)
     with pytest.raises(KeyError):
         batcher.add("one", "b", 1, 20)
@@ -91,7 +110,7 @@ def test_every_request_starts_exactly_once_and_only_where_it_fits(
         batcher.add(str(number), tenant, rows, rows * steps)
     taken: list[str] = []
     for room in [*rooms, *[2] * len(requests)]:
-        request = batcher.next(room, always)
+        request = batcher.next(room, always, always)
         batcher.tick()
         if request is not None:
             assert requests[int(request)][1] <= room

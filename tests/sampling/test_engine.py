@@ -1,83 +1,44 @@
 """The engine: an image depends on its request alone, and everything that goes wrong goes wrong for its own request."""
 
-import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from core.diffusion.adapter import Adapter
 from core.diffusion.base import Base
 from core.diffusion.guidance import guide
-from core.diffusion.solvers import Update, make_plan
-from core.errors import Conflict, Invalid, NotFound
-from core.sampling.engine import Cancelled, DeadlineExceeded, Engine, NotFinite, QueueFull, Sampled
+from core.diffusion.solvers import Plan, Update, make_plan
+from core.errors import Conflict, Invalid
+from core.sampling.engine import Cancelled, DeadlineExceeded, NotFinite, QueueFull
 from core.sampling.request import AdapterPart, SampleRequest
+from core.sampling.row import Sampled
 from tests.diffusion.tiny import make_adapter
+from tests.sampling.engines import Shelf, draw, largest_difference, make_engine, make_request, make_shelf, run
+
+Branch = tuple[torch.Tensor | None, torch.Tensor]
+"""A vector (P,), None for the base, and a class row (H,)."""
 
 
-class Shelf:
-    """Adapters by digest, as a store has them; counts its loads and can be held up."""
-
-    def __init__(self, adapters: dict[str, Adapter]) -> None:
-        self.adapters = adapters
-        self.loads: list[str] = []
-        self.open = Event()
-        self.open.set()
-
-    def __call__(self, digest: str) -> Adapter:
-        assert self.open.wait(10)
-        self.loads.append(digest)
-        if digest not in self.adapters:
-            raise NotFound(f"adapter {digest}")
-        return self.adapters[digest]
-
-
-def make_shelf(base: Base) -> Shelf:
-    layouts = [base.layout(), base.layout("bitfit"), base.layout(gamma_depth="all"), base.layout()]
-    return Shelf(
-        {
-            f"adapter-{number}": make_adapter(base, layout=layout, classes=2 + number, seed=number, strength=0.1)
-            for number, layout in enumerate(layouts)
-        }
-    )
-
-
-def make_engine(base: Base, shelf: Shelf, **options: Any) -> Engine:
-    layout = base.layout(gamma_depth="all", gamma_places=["attention", "mlp", "qkv", "projection"])
-    return Engine(base, layout, **{"slots": 6, "max_rows": 16, "load_adapter": shelf, **options})
-
-
-def run(engine: Engine) -> None:
-    deadline = time.monotonic() + 30
-    while engine.has_work:
-        if not engine.step():
-            engine.wait(0.05)
-        assert time.monotonic() < deadline
-
-
-def draw(engine: Engine, *requests: SampleRequest) -> list[Sampled]:
-    futures = [engine.submit(request) for request in requests]
-    run(engine)
-    return [future.result(0) for future in futures]
-
-
-def make_request(
-    number: int = 0,
-    adapter: str | None = None,
-    label: int | None = 0,
-    weight: float = 1.0,
-    adapters: tuple[AdapterPart, ...] = (),
-    **fields: Any,
-) -> SampleRequest:
-    """Of the base, of one adapter, or of several."""
-    parts = (AdapterPart(adapter, weight, label),) if adapter else adapters
-    given = {"id": f"r-{number}", "tenant": "t", "seed": number, "steps": 4, **fields}
-    return SampleRequest(**given, label=None if parts else label, adapters=parts)
+def plain_picture(
+    base: Base, plan: Plan, seed: int, branches: Sequence[Branch], scale: float | None = None
+) -> np.ndarray:
+    """(s, s, 3) int, by one pass after the other; a second branch is what the first is guided away from."""
+    side = base.sample_size
+    x = torch.randn(base.channels, side, side, generator=torch.Generator().manual_seed(seed))[None]
+    previous = torch.zeros_like(x)
+    with torch.no_grad():
+        for step in range(len(plan)):
+            t = plan.times[step : step + 1]
+            outs = [
+                base.forward(x, t, None if theta is None else theta[None], c_row[None]) for theta, c_row in branches
+            ]
+            out = outs[0] if len(outs) == 1 else guide(*outs, torch.tensor([scale]))
+            x, previous = Update.of([plan], [step])(x, out, previous)
+    return base.decode(x)[0].astype(int)
 
 
 def random_requests(count: int, seed: int = 0, sizes: tuple[int | None, ...] = (None,)) -> list[SampleRequest]:
@@ -105,10 +66,6 @@ def random_requests(count: int, seed: int = 0, sizes: tuple[int | None, ...] = (
             )
         )
     return requests
-
-
-def largest_difference(one: list[Sampled], two: list[Sampled]) -> int:
-    return max(int(np.abs(a.image.astype(int) - b.image.astype(int)).max()) for a, b in zip(one, two, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -157,18 +114,11 @@ def test_a_mix_is_the_sum_of_its_weighted_adapters(base: Base):
     two = make_adapter(base, classes=3, class_start=(0, 2, None), seed=2, strength=0.1)
     parts = (AdapterPart("one", 0.5, 1), AdapterPart("two", 1.5, 0))
     [mixed] = draw(make_engine(base, Shelf({"one": one, "two": two})), make_request(3, adapters=parts, guidance="none"))
-    layout = base.layout()
     theta = 0.5 * one.theta + 1.5 * two.theta
     starts = base.class_starts(torch.tensor([3, 0]))
     c_row = 0.25 * starts[0] + 0.75 * starts[1] + 0.5 * one.class_delta[1] + 1.5 * two.class_delta[0]
-    x = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(3))[None]
-    previous = torch.zeros_like(x)
-    plan = make_plan(base.schedule, "dpm++", 4, "trailing")
-    with torch.no_grad():
-        for step in range(4):
-            out = base.forward(x, plan.times[step : step + 1], theta[None], c_row[None], layout)
-            x, previous = Update.of([plan], [step])(x, out, previous)
-    assert np.abs(mixed.image.astype(int) - base.decode(x)[0].astype(int)).max() <= 1
+    plain = plain_picture(base, make_plan(base.schedule, "dpm++", 4, "trailing"), 3, [(theta, c_row)])
+    assert np.abs(mixed.image.astype(int) - plain).max() <= 1
     assert mixed.stats.distinct_adapters == 2
 
 
@@ -177,82 +127,6 @@ def test_a_mix_of_one_adapter_twice_is_that_adapter(base: Base):
     halves = make_request(1, adapters=(AdapterPart("adapter-0", 0.5, 1), AdapterPart("adapter-0", 0.5, 1)))
     twice, once = draw(make_engine(base, shelf), halves, make_request(2, adapter="adapter-0", label=1, seed=1))
     assert largest_difference([twice], [once]) <= 1
-
-
-def test_mixes_take_turns_where_slots_are_few(base: Base):
-    """Each needs two of three slots at once: nobody holds one and waits for another."""
-    shelf = make_shelf(base)
-    parts = [tuple(AdapterPart(f"adapter-{(n + k) % 4}", 0.7, 0) for k in range(2)) for n in range(8)]
-    requests = [make_request(number, adapters=mix) for number, mix in enumerate(parts)]
-    few, many = make_engine(base, shelf, slots=4, host_bytes=1), make_engine(base, shelf)
-    assert largest_difference(draw(few, *requests), draw(many, *requests)) <= 1
-    with pytest.raises(Invalid, match="holds 1 adapters at once"):
-        make_engine(base, shelf, slots=2).submit(requests[0])
-
-
-def test_one_adapter_of_a_mix_that_cannot_be_had_fails_the_mix_alone(base: Base, latent_base: Base):
-    shelf = make_shelf(base)
-    shelf.adapters["foreign"] = make_adapter(latent_base)
-    engine = make_engine(base, shelf, slots=3)
-    for bad, error in (("lost", NotFound), ("foreign", Conflict)):
-        mix = engine.submit(make_request(1, adapters=(AdapterPart("adapter-0"), AdapterPart(bad)), label=None))
-        good = engine.submit(make_request(2, adapter="adapter-0"))
-        run(engine)
-        with pytest.raises(error):
-            mix.result(0)
-        assert good.result(0).stats.distinct_adapters == 1
-    # Every slot is free again: two others fit at once.
-    drawn = draw(engine, make_request(3, adapters=(AdapterPart("adapter-1"), AdapterPart("adapter-2")), label=None))
-    assert drawn[0].stats.distinct_adapters == 2
-
-
-def test_a_slot_keeps_nothing_of_who_was_there_before(base: Base):
-    """Fewer classes and a smaller layout after more and a larger one, in the only slot."""
-    wide = base.layout(gamma_depth="all", gamma_places=["attention", "mlp", "qkv", "projection"])
-    shelf = Shelf(
-        {
-            "large": make_adapter(base, layout=wide, classes=12, seed=1, strength=0.5),
-            "small": make_adapter(base, layout=base.layout("bitfit"), classes=2, seed=2, strength=0.1),
-        }
-    )
-    used, fresh = make_engine(base, shelf, slots=2), make_engine(base, shelf, slots=2)
-    draw(used, *(make_request(number, adapter="large", label=number % 12) for number in range(4)))
-    asked = [make_request(10 + number, adapter="small", label=number % 2, guidance_scale=3.0) for number in range(4)]
-    after, clean = draw(used, *asked), draw(fresh, *asked)
-    assert largest_difference(after, clean) == 0
-    left = used.bank.theta[1].clone()
-    assert torch.equal(left, fresh.bank.theta[1])
-    used.bank.theta[1] = wide.embed(wide, shelf.adapters["large"].theta)  # the control: what was left would be seen
-    used.bank.version += 1
-    assert largest_difference(draw(used, *asked), clean) > 5
-    with pytest.raises(Invalid, match="the adapter has 2 classes"):
-        draw(used, make_request(20, adapter="small", label=7))
-
-
-def test_previews_show_what_is_expected_and_come_before_the_picture(base: Base):
-    engine = make_engine(base, make_shelf(base))
-    shown: list[tuple[int, np.ndarray]] = []
-    item = make_request(1, adapter="adapter-0", steps=8, previews=(2, 7, 8))
-    future = engine.submit(item, lambda step, image: shown.append((step, image)))
-    run(engine)
-    final = future.result(0).image.astype(int)
-    assert [step for step, _ in shown] == [2, 7]  # the picture itself is the eighth
-    early, late = (np.abs(image.astype(int) - final).mean() for _, image in shown)
-    assert late < early
-    [plain] = draw(engine, replace(item, id="r-2", previews=()))
-    assert largest_difference([plain], [future.result(0)]) == 0
-
-
-def test_a_preview_that_its_caller_cannot_take_harms_nobody(base: Base):
-    engine = make_engine(base, make_shelf(base))
-
-    def broken(step: int, image: np.ndarray) -> None:
-        raise OSError("gone")
-
-    future = engine.submit(make_request(1, previews=(1, 2)), broken)
-    other = engine.submit(make_request(2))
-    run(engine)
-    assert future.result(0).stats.steps == other.result(0).stats.steps == 4
 
 
 def test_a_request_that_is_late_frees_its_rows_and_says_so(base: Base):
@@ -266,43 +140,6 @@ def test_a_request_that_is_late_frees_its_rows_and_says_so(base: Base):
         with pytest.raises(DeadlineExceeded, match=r"not done within 0\.05 s"):
             future.result(0)
     assert patient.result(0).stats.steps == 4
-
-
-def test_decoding_holds_no_step_up(base: Base):
-    """While a picture is being decoded the others go on."""
-    engine = make_engine(base, make_shelf(base))
-    held, begun = Event(), Event()
-    decode = base.decode
-
-    def slow(latents: torch.Tensor) -> np.ndarray:
-        begun.set()
-        assert held.wait(10)
-        return decode(latents)
-
-    engine._decoder._decode = slow
-    first, second = engine.submit(make_request(1, steps=1)), engine.submit(make_request(2, steps=30))
-    assert engine.step() == 2
-    assert begun.wait(10)
-    assert [engine.step() for _ in range(20)] == [1] * 20
-    assert not first.done()
-    held.set()
-    run(engine)
-    assert first.result(0).image.shape == second.result(0).image.shape
-
-
-def test_a_pinned_adapter_is_there_before_it_is_asked_for_and_stays(base: Base):
-    shelf = make_shelf(base)
-    engine = make_engine(base, shelf, slots=6, host_bytes=1, pinned=["adapter-3"])
-    while "adapter-3" not in engine.resident:
-        engine.step()
-        engine.wait(0.05)
-    shelf.adapters |= {f"extra-{n}": make_adapter(base, classes=2, seed=n) for n in range(8)}
-    draw(engine, *(make_request(n, adapter=f"extra-{n}") for n in range(8)))
-    [drawn] = draw(engine, make_request(9, adapter="adapter-3"))
-    assert drawn.stats.adapter_residency == "hot"
-    assert shelf.loads.count("adapter-3") == 1
-    with pytest.raises(Invalid, match="6 slots leave 1 for pinned adapters, not 2"):
-        make_engine(base, shelf, slots=6, pinned=["adapter-0", "adapter-1"])
 
 
 def test_who_sends_little_waits_little_beside_a_flood(base: Base):
@@ -341,20 +178,12 @@ def test_an_image_is_what_the_plain_loop_draws(base: Base, solver: Any, guidance
     adapter = shelf.adapters["adapter-0"]
     item = make_request(3, adapter="adapter-0", label=1, solver=solver, guidance=guidance, guidance_scale=2.5, steps=6)
     [drawn] = draw(make_engine(base, shelf), item)
-    layout = base.layout()
     starts = base.class_starts(adapter.start_indices(base.num_classes)) + adapter.class_delta
-    x = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(3))[None]
-    previous = torch.zeros_like(x)
-    plan = make_plan(base.schedule, solver, 6, "trailing")
-    with torch.no_grad():
-        for step in range(6):
-            t = plan.times[step : step + 1]
-            out = base.forward(x, t, adapter.theta[None], starts[1:2], layout)
-            if guidance != "none":
-                null = (adapter.theta[None], starts[-1:]) if guidance == "cfg" else (None, base.class_table[-1:])
-                out = guide(out, base.forward(x, t, *null, layout), torch.tensor([2.5]))
-            x, previous = Update.of([plan], [step])(x, out, previous)
-    assert np.abs(drawn.image.astype(int) - base.decode(x)[0].astype(int)).max() <= 1
+    branches: list[Branch] = [(adapter.theta, starts[1])]
+    if guidance != "none":
+        branches.append((adapter.theta, starts[-1]) if guidance == "cfg" else (None, base.class_table[-1]))
+    plain = plain_picture(base, make_plan(base.schedule, solver, 6, "trailing"), 3, branches, scale=2.5)
+    assert np.abs(drawn.image.astype(int) - plain).max() <= 1
     assert drawn.stats.steps == 6
     assert drawn.stats.batch_size == (1 if guidance == "none" else 2)
 
@@ -378,72 +207,6 @@ def test_a_flow_base_draws_with_euler(flow_base: Base):
         engine.submit(make_request(3, solver="ddim"))
 
 
-def test_residency_is_told(base: Base):
-    shelf = make_shelf(base)
-    engine = make_engine(base, shelf, slots=2)  # room for one adapter
-    ask = [make_request(number, adapter=f"adapter-{which}") for number, which in enumerate((0, 0, 1, 0))]
-    residencies = [draw(engine, item)[0].stats for item in ask]
-    assert [stats.adapter_residency for stats in residencies] == ["cold", "hot", "cold", "warm"]
-    assert [stats.adapter_load_ms > 0 for stats in residencies] == [True, False, True, True]
-    assert shelf.loads == ["adapter-0", "adapter-1"]
-
-
-def test_host_memory_is_bounded(base: Base):
-    shelf = make_shelf(base)
-    engine = make_engine(base, shelf, slots=2, host_bytes=1)
-    for number, which in enumerate((0, 1, 0, 1)):
-        draw(engine, make_request(number, adapter=f"adapter-{which}"))
-    assert shelf.loads == ["adapter-0", "adapter-1", "adapter-0", "adapter-1"]
-
-
-def test_more_adapters_than_slots_all_get_their_turn_and_their_own_pictures(base: Base):
-    shelf = make_shelf(base)
-    requests = [make_request(n, adapter=f"adapter-{n % 4}", label=n % 2, seed=n % 3) for n in range(24)]
-    few, many = make_engine(base, shelf, slots=3, host_bytes=1), make_engine(base, shelf)
-    assert largest_difference(draw(few, *requests), draw(many, *requests)) <= 1
-
-
-def test_a_slot_in_use_is_never_given_away(base: Base):
-    shelf = make_shelf(base)
-    engine = make_engine(base, shelf, slots=2)
-    long = engine.submit(make_request(1, adapter="adapter-0", steps=12))
-    other = engine.submit(make_request(2, adapter="adapter-1", steps=2))
-    while not long.done():
-        if not engine.step():
-            engine.wait(0.05)
-        is_over = other.done()  # asked first: the two may be decoded between one look and the next
-        assert long.done() or not is_over
-    run(engine)
-    [alone] = draw(make_engine(base, shelf), make_request(1, adapter="adapter-0", steps=12))
-    assert largest_difference([long.result(0)], [alone]) <= 1
-    assert other.result(0).stats.distinct_adapters == 1
-
-
-def test_a_failed_load_fails_its_own_requests_alone(base: Base):
-    shelf = make_shelf(base)
-    engine = make_engine(base, shelf)
-    lost = [engine.submit(make_request(n, adapter="lost")) for n in range(2)]
-    good = engine.submit(make_request(5, adapter="adapter-0"))
-    run(engine)
-    for future in lost:
-        with pytest.raises(NotFound, match="adapter lost"):
-            future.result(0)
-    assert good.result(0).image.shape == (8, 8, 3)
-    shelf.adapters["lost"] = shelf.adapters["adapter-1"]
-    assert draw(engine, make_request(6, adapter="lost"))[0].stats.adapter_residency == "cold"
-
-
-def test_an_adapter_of_another_base_fails_its_own_requests_alone(base: Base, latent_base: Base):
-    shelf = Shelf({"foreign": make_adapter(latent_base), "own": make_adapter(base)})
-    engine = make_engine(base, shelf)
-    foreign = engine.submit(make_request(1, adapter="foreign"))
-    own = engine.submit(make_request(2, adapter="own"))
-    run(engine)
-    with pytest.raises(Conflict, match="another base"):
-        foreign.result(0)
-    assert own.result(0).stats.distinct_adapters == 1
-
-
 def test_a_class_that_the_adapter_lacks_is_refused_and_never_another_adapters_row(base: Base):
     engine = make_engine(base, make_shelf(base))
     wide = engine.submit(make_request(1, adapter="adapter-3", label=4))
@@ -457,20 +220,19 @@ def test_a_class_that_the_adapter_lacks_is_refused_and_never_another_adapters_ro
         engine.submit(make_request(3, label=4))
 
 
-def test_a_slow_load_holds_nobody_up(base: Base):
-    shelf = make_shelf(base)
-    engine = make_engine(base, shelf)
-    shelf.open.clear()
-    slow = engine.submit(make_request(1, adapter="adapter-0"))
-    quick = engine.submit(make_request(2))
-    while engine.step():
-        pass
-    assert quick.result(10)
-    assert not slow.done()
-    assert engine.step() == 0
-    shelf.open.set()
-    run(engine)
-    assert slow.result(0).stats.queue_ms > quick.result(0).stats.queue_ms
+def test_a_start_that_fails_holds_no_slot(base: Base, monkeypatch: pytest.MonkeyPatch):
+    engine = make_engine(base, make_shelf(base), slots=2)  # room for one adapter
+    failed = engine.submit(make_request(1, adapter="adapter-0"))
+
+    def full(_: torch.Tensor) -> torch.Tensor:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros_like", full)
+        run(engine)
+    with pytest.raises(MemoryError):
+        failed.result(0)
+    assert draw(engine, make_request(2, adapter="adapter-1"))[0].stats.steps == 4
 
 
 def test_a_cancelled_request_frees_its_rows_at_the_next_step(base: Base):
@@ -554,7 +316,6 @@ def test_few_rows_grow_with_the_queue(base: Base, images: int, rows: int):
     futures = [
         engine.submit(make_request(number, adapter="adapter-0", label=0, guidance="cfg")) for number in range(images)
     ]
-    while not all(future.done() for future in futures):
-        engine.step() or engine.wait(0.1)
+    run(engine)
     assert max(future.result().stats.batch_size for future in futures) == rows
     engine.close()

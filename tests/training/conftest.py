@@ -1,28 +1,3 @@
-from pathlib import Path
+from tests.diffusion.bases import base, latent_base, latent_folder, one_thread, pixel_folder
 
-import pytest
-import torch
-
-from core.diffusion.base import Base
-from core.diffusion.families import load_base
-from tests.diffusion.tiny import make_pipeline
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return load_base(make_pipeline(tmp_path_factory.mktemp("bases") / "pixel-dit", vae=False))
-
-
-@pytest.fixture(scope="session")
-def latent_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pipeline(tmp_path_factory.mktemp("bases") / "latent-dit", learned_sigma=True)
-
-
-@pytest.fixture(scope="session")
-def latent_base(latent_folder: Path) -> Base:
-    return load_base(latent_folder)
+__all__ = ["base", "latent_base", "latent_folder", "one_thread", "pixel_folder"]
