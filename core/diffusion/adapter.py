@@ -57,16 +57,6 @@ class Adapter:
         """The same adapter at another strength; the start rows stay."""
         return replace(self, theta=self.theta * strength, class_delta=self.class_delta * strength)
 
-    def label_of(self, name: str) -> int:
-        """The row number of a class."""
-        if name not in self.classes:
-            raise Invalid(
-                f"the adapter has no class {name!r}; it has {', '.join(self.classes)}",
-                code="unknown_class",
-                pointer="/prompt",
-            )
-        return self.classes.index(name)
-
     def start_indices(self, num_classes: int) -> Tensor:
         """(C + 1,) indices into `Base.class_starts` for a base of so many classes."""
         return start_indices(self.class_start, num_classes)

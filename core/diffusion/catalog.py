@@ -53,13 +53,6 @@ class BaseSummary:
         """Pixels of a patch: what the side of a picture must be a multiple of."""
         return self.image_size // self.sample_size * self.patch_size
 
-    def label_of(self, name: str) -> int:
-        """The class number of a name."""
-        for number, label in self.id2label.items():
-            if name == label or name in [part.strip() for part in label.split(",")]:
-                return number
-        raise Invalid(f"the base {self.name} has no class {name!r}", code="unknown_class", pointer="/prompt")
-
 
 def locate(path_or_hub_name: str) -> Path:
     """The folder of a base: the path itself where it is one, else the hub's snapshot (safetensors and configs only)."""

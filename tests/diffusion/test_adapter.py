@@ -23,15 +23,6 @@ def test_strength_is_linear_and_leaves_the_adapter_alone(base: Base):
     assert torch.equal(adapter.theta, before)
 
 
-def test_a_class_is_found_by_its_name(base: Base):
-    adapter = make_adapter(base, classes=2)
-    assert adapter.label_of("class-1") == 1
-    with pytest.raises(Invalid) as caught:
-        adapter.label_of("nose")
-    assert (caught.value.code, caught.value.pointer) == ("unknown_class", "/prompt")
-    assert "class-0, class-1" in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("theta", "table", "start"), [(-1, 0, 0), (0, 1, 0), (0, 0, 1)], ids=["theta", "class rows", "class_start"]
 )
