@@ -22,7 +22,7 @@ from core.training.class_start import choose_class_start
 from core.training.data import TrainingData, batch_indices
 from core.training.objective import row_losses
 from core.training.optim import adam_step, average_step, rate_at
-from core.training.randomness import generator
+from core.training.randomness import generator, stratified_times
 from core.training.spec import TrainSpec
 
 VALIDATION_ROWS = 64
@@ -241,11 +241,7 @@ class Trainee:
         return is_alike and self.path.may_share(other.path)
 
     def draw(self) -> Draw:
-        """Images, posterior noise, times, ε and dropped labels of the next step.
-
-        One time from each B-th of the schedule, u in [0, 1), then shifted to s u / (1 + (s - 1) u) (Esser et al., arXiv
-        2403.03206, equation 23).
-        """
+        """Images, posterior noise, ε, times and dropped labels of the next step."""
         spec, data, size = self.spec, self.data, self.spec.batch_size
         chance = generator(spec.seed, "step", self.state.step)
         chosen = batch_indices(data, spec.seed, self.state.step, size)
@@ -255,14 +251,11 @@ class Trainee:
         mean = data.mean[chosen, view]
         x0 = mean + data.deviation[chosen, view] * torch.randn(mean.shape, generator=chance)
         eps = torch.randn(mean.shape, generator=chance)
-        u = (torch.arange(size) + torch.rand(size, generator=chance)) / size
-        t = (spec.time_shift * u / (1 + (spec.time_shift - 1) * u) * len(self.base.schedule)).long()
+        t = stratified_times(size, len(self.base.schedule), chance, spec.time_shift)
         dropped = torch.rand(size, generator=chance) < spec.label_dropout
         labels = torch.where(dropped, len(data.classes), data.labels[chosen])
         device = self.base.device
-        return Draw(
-            x0.to(device), eps.to(device), t.clamp(max=len(self.base.schedule) - 1).to(device), labels.to(device)
-        )
+        return Draw(x0.to(device), eps.to(device), t.to(device), labels.to(device))
 
     @property
     def rows(self) -> range:
@@ -306,7 +299,7 @@ class Trainee:
         rows = len(chosen)
         x0 = data.mean[chosen, 0].to(device)
         eps = torch.randn(x0.shape, generator=chance).to(device)
-        times = ((torch.arange(rows) + torch.rand(rows, generator=chance)) / rows * len(schedule)).long()
+        times = stratified_times(rows, len(schedule), chance)
         times = times[torch.randperm(rows, generator=chance)].to(device)
         labels = data.labels[chosen].to(device)
         theta, table = self.pieces(self.state.average)
