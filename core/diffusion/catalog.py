@@ -39,6 +39,7 @@ class BaseSummary:
     id2label: dict[int, str]
     prediction: Prediction
     learned_sigma: bool
+    """Whether it says its variance too: twice the channels. What a flow has there means nothing to us."""
     has_vae: bool
     parameters: int
     """Weights of the transformer, the embedders' copies counted once."""
@@ -86,6 +87,7 @@ def base_summary(folder: str | Path, name: str | None = None) -> BaseSummary:
     if has_vae:
         vae_factor = 2 ** (len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
     channels = int(config["in_channels"])
+    prediction = prediction_of(read_json(folder / "scheduler" / "scheduler_config.json"))
     classes = 0 if is_text else int(config["num_embeds_ada_norm"])
     return BaseSummary(
         name=name or folder.resolve().name,
@@ -98,8 +100,8 @@ def base_summary(folder: str | Path, name: str | None = None) -> BaseSummary:
         hidden=int(config["num_attention_heads"]) * int(config["attention_head_dim"]),
         num_classes=classes,
         id2label=_labels(index.get("id2label"), classes),
-        prediction=prediction_of(read_json(folder / "scheduler" / "scheduler_config.json")),
-        learned_sigma=(config.get("out_channels") or channels) == 2 * channels,
+        prediction=prediction,
+        learned_sigma=prediction != "flow" and (config.get("out_channels") or channels) == 2 * channels,
         has_vae=has_vae,
         parameters=_count_parameters(folder / "transformer"),
         licence=_licence(folder / "README.md"),

@@ -31,6 +31,16 @@ def test_a_summary_is_the_folders(latent_folder: Path):
     assert len(summary.fingerprint) == 64
 
 
+def test_twice_the_channels_are_a_variance_but_of_a_flow(tmp_path: Path):
+    """The bound that trains a variance is of noise schedules; a flow's second half is left alone."""
+    said = [
+        base_summary(make_pipeline(tmp_path / f"{flow}-{wide}", vae=False, learned_sigma=wide, flow=flow)).learned_sigma
+        for flow in (False, True)
+        for wide in (False, True)
+    ]
+    assert said == [False, True, False, False]
+
+
 def test_the_licence_is_the_cards(tmp_path: Path):
     folder = make_pipeline(tmp_path / "base", vae=False, licence=None)
     assert base_summary(folder).licence is None

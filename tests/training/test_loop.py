@@ -32,6 +32,7 @@ from core.training.loop import (
     validation_loss,
 )
 from core.training.spec import TrainSpec
+from tests.diffusion.tiny import make_pipeline
 from tests.training.jobs import make_data, make_spec
 
 
@@ -75,6 +76,21 @@ def test_a_base_in_bfloat16_trains_a_vector_in_float32(latent_folder: Path):
     assert numeric_path(base, spec)["dtype"] == "bfloat16"
     assert before is not None
     assert last.val_loss < before
+
+
+def test_a_flow_with_twice_the_channels_is_trained_on_its_velocity_alone(tmp_path: Path):
+    base = load_base(make_pipeline(tmp_path / "flow", vae=False, learned_sigma=True, flow=True))
+    data, spec = make_data(base), make_spec(base, steps=1)
+    state = start(base, data, spec)
+    trainee = Trainee(base, data, spec, state)
+    draw, schedule = trainee.draw(), base.schedule
+    _, table = trainee.pieces(state.vector)
+    x_t = schedule.add_noise(draw.x0, draw.eps, draw.t)
+    with torch.no_grad():
+        out = base.forward(x_t, schedule.times[draw.t], None, trainee.class_rows(table, draw.labels))
+    [progress] = fit(base, data, spec, state)
+    error = (out[:, :3] - (draw.eps - draw.x0)).square().mean()
+    assert progress.loss == pytest.approx(float(error), rel=1e-5)
 
 
 def test_nothing_of_the_base_is_written(base: Base, data: TrainingData):
