@@ -166,7 +166,7 @@ class AdapterLayout:
             options = LayoutOptions.resolve(data["kind"], data["gamma_depth"], data["gamma_places"])
             shapes = [(str(name), tuple(int(size) for size in shape)) for name, shape in data["entries"]]
             hidden = int(data["hidden"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise Invalid(f"the layout is not readable: {error!r}", pointer=_POINTER) from error
         if len({name for name, _ in shapes}) != len(shapes) or any(size < 1 for _, shape in shapes for size in shape):
             raise Invalid("the layout repeats a name or has an empty entry", pointer=_POINTER)
