@@ -64,7 +64,7 @@ class Group:
 
     def share(self, rows: int) -> range:
         """Which of a step's rows this rank computes."""
-        return range(rows * self.rank // self.world, rows * (self.rank + 1) // self.world)
+        return share_of(rows, self.rank, self.world)
 
     def sum(self, *parts: Tensor) -> list[Tensor]:
         """Each float32 tensor's sum over the ranks, the same bits on all of them, in one exchange."""
@@ -110,6 +110,11 @@ class Group:
         """Leave, whether the others do or not; another group may then be made."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def share_of(rows: int, rank: int, world: int) -> range:
+    """One rank's rows: every row has one rank, and no rank has more than one row more than another."""
+    return range(rows * rank // world, rows * (rank + 1) // world)
 
 
 def hand_over(group: Group, data: TrainingData, spec: TrainSpec, state: TrainState, path: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from core.training import checkpoint
 from core.training.checkpoint import CheckpointMismatch
 from core.training.crew import Crew
 from core.training.data import TrainingData
-from core.training.distributed import RankLost
+from core.training.distributed import RankLost, share_of
 from core.training.loop import (
     Diverged,
     Progress,
@@ -225,13 +225,20 @@ def test_a_step_that_the_lead_does_not_finish_ends_the_crew(latent_base: Base, d
     assert not is_running(crew.pids[0])
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("rows", [7, 8, 64])
+def test_every_row_is_one_ranks_and_none_has_much_more_than_another(rows: int, world: int):
+    shares = [share_of(rows, rank, world) for rank in range(world)]
+    assert [row for share in shares for row in share] == list(range(rows))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
 def test_three_processes_do_what_two_do(crews: Crews, latent_base: Base, latent_folder: Path, data: TrainingData):
     spec = make_spec(latent_base, devices=3, batch_size=7, clip_norm=1e6)
     whole = one_step(latent_base, data, spec, Alone(), some_state(latent_base, data, spec))
     three = crews.get(latent_base, latent_folder, world=3)
     shared = one_step(latent_base, data, spec, three, some_state(latent_base, data, spec))
     assert apart(shared.got[0], whole.got[0]) < 1e-6
-    assert [len(range(7 * rank // 3, 7 * (rank + 1) // 3)) for rank in range(3)] == [2, 2, 3]
 
 
 def test_a_process_that_is_killed_is_missed_at_once(
