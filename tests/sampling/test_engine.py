@@ -342,7 +342,7 @@ def test_an_image_is_what_the_plain_loop_draws(base: Base, solver: Any, guidance
     item = make_request(3, adapter="adapter-0", label=1, solver=solver, guidance=guidance, guidance_scale=2.5, steps=6)
     [drawn] = draw(make_engine(base, shelf), item)
     layout = base.layout()
-    starts = base.class_starts(adapter.start_indices(base.num_classes)) + adapter.class_delta
+    starts = base.class_starts(base.start_indices(adapter.classes, adapter.class_start)) + adapter.class_delta
     x = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(3))[None]
     previous = torch.zeros_like(x)
     plan = make_plan(base.schedule, solver, 6, "trailing")
