@@ -16,7 +16,8 @@ from core.storage.base import ObjectMissing, ObjectStore
 from core.training import checkpoint
 from core.training.continuing import continued, read_adapter, read_checkpoint
 from core.training.data import TrainingData
-from core.training.loop import Trainee, TrainState, start
+from core.training.loop import start
+from core.training.trainee import Trainee, TrainState
 from worker.services import Services
 
 log = structlog.get_logger()

@@ -9,9 +9,11 @@ from sqlalchemy.orm import Session
 
 from core.jobs import attempts
 from core.models import Job
-from core.training.loop import NumericPath, Progress, Trainee, advance
+from core.training.loop import advance
 from core.training.memory import halved, is_out_of_memory
+from core.training.path import NumericPath
 from core.training.spec import TrainSpec
+from core.training.trainee import Progress, Trainee
 from worker.runtime import Runtime, cpu_threads
 from worker.slice import Slice
 

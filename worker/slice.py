@@ -26,9 +26,10 @@ from core.storage.base import CorruptObject, ObjectMissing
 from core.training.crew import Crew
 from core.training.data import TrainingData
 from core.training.distributed import RankLost
-from core.training.loop import Diverged, Progress, Trainee, TrainState, finish
+from core.training.loop import finish
 from core.training.memory import OutOfMemory, halved, is_out_of_memory
 from core.training.spec import TrainSpec
+from core.training.trainee import Diverged, Progress, Trainee, TrainState
 from worker.checkpoints import Checkpoints, first_state
 from worker.previews import Previews
 from worker.runtime import Runtime, cpu_threads, retried

@@ -8,7 +8,7 @@ import torch
 
 from core.adapters.format import CorruptAdapter, read_header, read_tensors, write_safetensors
 from core.errors import Conflict
-from core.training.loop import TrainState
+from core.training.trainee import TrainState
 
 FORMAT_VERSION = "1"
 _TENSORS = ("vector", "first", "second", "average")

@@ -10,8 +10,9 @@ from core.diffusion.base import Base
 from core.errors import Invalid
 from core.training import checkpoint
 from core.training.data import TrainingData
-from core.training.loop import TrainState, layout_of, start
+from core.training.loop import start
 from core.training.spec import TrainSpec
+from core.training.trainee import TrainState, layout_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,8 +24,8 @@ from torch import Tensor
 from core.diffusion.base import Base
 from core.training.data import TrainingData
 from core.training.distributed import Group, RankLost, hand_over
-from core.training.loop import TrainState
 from core.training.spec import TrainSpec
+from core.training.trainee import TrainState
 
 _ROOT = Path(__file__).resolve().parents[2]
 _LAST_WORDS_SECONDS = 0.5

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from core.diffusion.base import Base
 from core.training.data import TrainingData
-from core.training.loop import Trainee, TrainState
 from core.training.spec import TrainSpec
+from core.training.trainee import Trainee, TrainState
 
 # The processes of a job find each other on the loopback interface, whatever the machine's name resolves to.
 _INTERFACE = "lo" if sys.platform == "linux" else "lo0"

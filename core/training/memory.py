@@ -11,8 +11,9 @@ from torch import Tensor
 from core.diffusion.base import Base
 from core.errors import Unavailable
 from core.training.data import TrainingData
-from core.training.loop import Trainee, TrainState, advance, layout_of
+from core.training.loop import advance
 from core.training.spec import TrainSpec
+from core.training.trainee import Trainee, TrainState, layout_of
 
 _ROWS = 2
 _PHRASES = (

@@ -22,7 +22,8 @@ from core.errors import Invalid
 from core.sampling.engine import Engine
 from core.sampling.request import AdapterPart, SampleRequest
 from core.training.data import TrainingData, prepare
-from core.training.loop import finish, fit, numeric_path, start, validation_loss
+from core.training.loop import finish, fit, start, validation_loss
+from core.training.path import numeric_path
 from core.training.spec import POINTER, TrainSpec, resolve
 from tests.diffusion.tiny import make_pixart
 from tests.training.jobs import CLASSES, make_images

@@ -24,18 +24,10 @@ from core.training.checkpoint import CheckpointMismatch
 from core.training.crew import Crew
 from core.training.data import TrainingData
 from core.training.distributed import RankLost, share_of
-from core.training.loop import (
-    Diverged,
-    Progress,
-    Ranks,
-    Trainee,
-    TrainState,
-    advance,
-    fit,
-    numeric_path,
-    start,
-)
+from core.training.loop import advance, fit, start
+from core.training.path import numeric_path
 from core.training.spec import TrainSpec
+from core.training.trainee import Diverged, Progress, Ranks, Trainee, TrainState
 from tests.servers import is_running
 from tests.training.jobs import make_data, make_spec
 
@@ -274,7 +266,8 @@ import sys
 from pathlib import Path
 from core.diffusion.families import load_base
 from core.training.crew import Crew
-from core.training.loop import fit, numeric_path, start
+from core.training.loop import fit, start
+from core.training.path import numeric_path
 from tests.training.jobs import make_data, make_spec
 
 folder = Path(sys.argv[1])

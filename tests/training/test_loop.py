@@ -20,18 +20,10 @@ from core.training import checkpoint
 from core.training.checkpoint import CheckpointMismatch, CorruptCheckpoint
 from core.training.class_start import choose_class_start
 from core.training.data import TrainingData
-from core.training.loop import (
-    Diverged,
-    Trainee,
-    TrainState,
-    advance,
-    finish,
-    fit,
-    numeric_path,
-    start,
-    validation_loss,
-)
+from core.training.loop import advance, finish, fit, start, validation_loss
+from core.training.path import numeric_path
 from core.training.spec import TrainSpec
+from core.training.trainee import Diverged, Trainee, TrainState
 from tests.diffusion.tiny import make_pipeline
 from tests.training.jobs import make_data, make_spec
 
