@@ -133,6 +133,11 @@ class AdapterLayout:
             for entry, piece in zip(self.entries, pieces, strict=True)
         }
 
+    def pieces(self, vector: "Tensor", classes: int) -> "tuple[Tensor, Tensor]":
+        """θ (P,) and the class rows' differences (C + 1, H) of a whole vector, as views of it."""
+        theta, table = vector.split([self.size, (classes + 1) * self.hidden])
+        return theta, table.view(classes + 1, self.hidden)
+
     def embed(self, other: "AdapterLayout", theta: "Tensor") -> "Tensor":
         """A vector of `other` as one of this layout: zero, which is the base, wherever `other` has no entry."""
         if other == self:

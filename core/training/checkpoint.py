@@ -11,7 +11,6 @@ from core.errors import Conflict
 from core.training.trainee import TrainState
 
 FORMAT_VERSION = "1"
-_TENSORS = ("vector", "first", "second", "average")
 
 
 class CorruptCheckpoint(Conflict):
@@ -36,7 +35,7 @@ def dump(state: TrainState, spec_digest: str, data_digest: str, numeric_path: Ma
         "step": str(state.step),
         "class_start": json.dumps(list(state.class_start)),
     }
-    return write_safetensors({name: getattr(state, name) for name in _TENSORS}, metadata)
+    return write_safetensors({name: getattr(state, name) for name in TrainState.TENSORS}, metadata)
 
 
 def load(
@@ -74,11 +73,11 @@ def _parse(data: bytes, device: torch.device | str) -> tuple[dict[str, str], Tra
         tensors = read_tensors(data)
     except CorruptAdapter as error:
         raise CorruptCheckpoint(str(error)) from error
-    if metadata.get("format_version") != FORMAT_VERSION or set(specs) != set(_TENSORS):
+    if metadata.get("format_version") != FORMAT_VERSION or set(specs) != set(TrainState.TENSORS):
         raise CorruptCheckpoint("the file is no checkpoint of this version")
     if {spec.dtype for spec in specs.values()} != {"F32"} or len({spec.shape for spec in specs.values()}) != 1:
         raise CorruptCheckpoint("the checkpoint's vectors differ in type or length")
-    moved = {name: tensors[name].to(device) for name in _TENSORS}
+    moved = {name: tensors[name].to(device) for name in TrainState.TENSORS}
     step, starts = _header(metadata, "step"), _header(metadata, "class_start")
     if type(step) is not int or type(starts) is not list:
         raise CorruptCheckpoint("the checkpoint's header is not readable")

@@ -26,7 +26,7 @@ from core.training.trainee import Trainee, TrainState
 
 # The processes of a job find each other on the loopback interface, whatever the machine's name resolves to.
 _INTERFACE = "lo" if sys.platform == "linux" else "lo0"
-_DATA, _STATE = ("mean", "deviation", "labels", "train"), ("vector", "first", "second", "average")
+_DATA = ("mean", "deviation", "labels", "train")
 _KINDS = {"float32": torch.float32, "int64": torch.int64, "uint8": torch.uint8}
 
 
@@ -127,8 +127,8 @@ def hand_over(group: Group, data: TrainingData, spec: TrainSpec, state: TrainSta
         "step": state.step,
         "class_start": list(state.class_start),
     }
-    tensors = {name: getattr(data, name) for name in _DATA} | {name: getattr(state, name) for name in _STATE}
-    group.send(words, tensors)
+    learnt = {name: getattr(state, name) for name in TrainState.TENSORS}
+    group.send(words, {name: getattr(data, name) for name in _DATA} | learnt)
 
 
 def take_over(group: Group, base: Base) -> Trainee:
@@ -141,7 +141,7 @@ def take_over(group: Group, base: Base) -> Trainee:
         held_out=torch.zeros(0, dtype=torch.long),
         digest=words["digest"],
     )
-    moved = {name: tensors[name].to(base.device) for name in _STATE}
+    moved = {name: tensors[name].to(base.device) for name in TrainState.TENSORS}
     state = TrainState(**moved, step=words["step"], class_start=tuple(words["class_start"]))
     return Trainee(base, data, TrainSpec.from_json(words["spec"]), state, words["path"], group)
 
@@ -149,7 +149,7 @@ def take_over(group: Group, base: Base) -> Trainee:
 def _digest(state: TrainState) -> bytes:
     """sha256 of everything that a job has learnt."""
     digest = hashlib.sha256(str(state.step).encode())
-    for name in _STATE:
+    for name in TrainState.TENSORS:
         digest.update(getattr(state, name).detach().cpu().contiguous().numpy().tobytes())
     return digest.digest()
 

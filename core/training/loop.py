@@ -25,14 +25,12 @@ from core.training.trainee import Diverged, Draw, Progress, Ranks, Trainee, Trai
 
 def start(base: Base, data: TrainingData, spec: TrainSpec) -> TrainState:
     """The state before the first step: zero, which is the base with each class at its start row."""
-    layout = layout_of(base, spec)
     starts: tuple[int | None, ...] = (None,) * len(data.classes)
     if spec.class_start == "best":
         starts = choose_class_start(
             base, data.mean[data.train, 0], data.labels[data.train], len(data.classes), spec.seed
         )
-    zero = torch.zeros(layout.parameter_count(len(data.classes)), device=base.device)
-    return TrainState(zero.clone(), zero.clone(), zero.clone(), zero.clone(), 0, starts)
+    return TrainState.zero(layout_of(base, spec).parameter_count(len(data.classes)), starts, base.device)
 
 
 def fit(
@@ -70,7 +68,7 @@ def finish(
 ) -> Adapter:
     """The adapter of the averaged weights, with what is to stand in its file."""
     layout = layout_of(base, spec)
-    average = state.average.detach().cpu().clone()
+    theta, table = layout.pieces(state.average.detach().cpu().clone(), len(data.classes))
     meta = {
         "base": base.name,
         "licence": base.licence,
@@ -80,8 +78,7 @@ def finish(
         "metrics": dict(metrics or {}),
         "data_digest": data.digest,
     }
-    table = average[layout.size :].view(len(data.classes) + 1, layout.hidden)
-    return Adapter(layout, base.fingerprint, average[: layout.size], table, data.classes, state.class_start, meta)
+    return Adapter(layout, base.fingerprint, theta, table, data.classes, state.class_start, meta)
 
 
 def advance(base: Base, trainees: Sequence[Trainee]) -> list[Progress | Diverged]:

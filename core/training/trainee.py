@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -31,12 +31,20 @@ class Diverged(Invalid):
 class TrainState:
     """Everything that a job has learnt; all tensors (N,) float32 on the base's device."""
 
+    TENSORS: ClassVar = ("vector", "first", "second", "average")
+
     vector: Tensor
     first: Tensor
     second: Tensor
     average: Tensor
     step: int
     class_start: tuple[int | None, ...]
+
+    @classmethod
+    def zero(cls, size: int, class_start: tuple[int | None, ...], device: torch.device) -> "TrainState":
+        """Before the first step: of `size` values, each class at its start row."""
+        tensors = {name: torch.zeros(size, device=device) for name in cls.TENSORS}
+        return cls(**tensors, step=0, class_start=class_start)
 
 
 @dataclass(frozen=True)
@@ -140,8 +148,7 @@ class Trainee:
 
     def pieces(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """θ (P,) and the class rows' differences (C + 1, H) of a whole vector."""
-        theta, table = vector.split([self.layout.size, len(vector) - self.layout.size])
-        return theta, table.view(len(self.data.classes) + 1, self.layout.hidden)
+        return self.layout.pieces(vector, len(self.data.classes))
 
     def class_rows(self, table: Tensor, labels: Tensor) -> Tensor:
         return self.base.class_rows(self.base.class_starts(self._starts[labels]), table.index_select(0, labels))
