@@ -145,7 +145,8 @@ class CoTraining:
         if _shape(spec) != _shape(first.plan.spec):
             return False
         base = self._runtime.training_base(job.model, job.numeric_path)
-        path = NumericPath.from_json(job.numeric_path or self._runtime.numeric_path(base, spec))
+        fixed = job.numeric_path
+        path = NumericPath.from_json(fixed) if fixed else self._runtime.numeric_path(base, spec)
         taken = sum(one.rows for one in self._slices)
         return taken + min(spec.batch_size, path.micro_batch) <= self._row_limit and path.may_share(first.trainee.path)
 

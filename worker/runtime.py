@@ -151,12 +151,12 @@ class Runtime:
     def let_go(self, digest: str) -> None:
         self._held.pop(digest, None)
 
-    def numeric_path(self, base: Base, spec: TrainSpec) -> dict[str, Any]:
+    def numeric_path(self, base: Base, spec: TrainSpec) -> NumericPath:
         """How a job's numbers come about here, by the settings and the threads of the moment."""
-        path = NumericPath.from_json(numeric_path(base, spec, compiled=self.services.settings.compile))
+        path = numeric_path(base, spec, compiled=self.services.settings.compile)
         if self.services.settings.packing == "always" and not path.is_steady:
             path = replace(path, packing="shared")
-        return path.to_json()
+        return path
 
     @functools.cached_property
     def max_devices(self) -> int:

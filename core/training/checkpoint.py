@@ -8,6 +8,7 @@ import torch
 
 from core.adapters.format import CorruptAdapter, read_header, read_tensors, write_safetensors
 from core.errors import Conflict
+from core.training.path import NumericPath
 from core.training.trainee import TrainState
 
 FORMAT_VERSION = "1"
@@ -25,13 +26,13 @@ class CheckpointMismatch(Conflict):
     code = "checkpoint_mismatch"
 
 
-def dump(state: TrainState, spec_digest: str, data_digest: str, numeric_path: Mapping[str, Any]) -> bytes:
+def dump(state: TrainState, spec_digest: str, data_digest: str, path: NumericPath) -> bytes:
     """The state and what it belongs to, as safetensors; equal states have equal bytes."""
     metadata = {
         "format_version": FORMAT_VERSION,
         "spec": spec_digest,
         "data": data_digest,
-        "numeric_path": json.dumps(dict(numeric_path), sort_keys=True),
+        "numeric_path": json.dumps(path.to_json(), sort_keys=True),
         "step": str(state.step),
         "class_start": json.dumps(list(state.class_start)),
     }
@@ -42,7 +43,7 @@ def load(
     data: bytes,
     spec_digest: str,
     data_digest: str,
-    numeric_path: Mapping[str, Any],
+    path: NumericPath,
     device: torch.device | str = "cpu",
 ) -> TrainState:
     """The state to go on from, if it belongs to exactly this spec, dataset and numeric path.
@@ -53,11 +54,11 @@ def load(
     for part, wanted in (("spec", spec_digest), ("data", data_digest)):
         if metadata.get(part) != wanted:
             raise CheckpointMismatch(f"the checkpoint belongs to another {part}")
-    path: dict[str, Any] = _header(metadata, "numeric_path")
-    for key in sorted({*path, *numeric_path}):
-        if path.get(key) != numeric_path.get(key) and not (key == "micro_batch" and path[key] > numeric_path[key]):
+    found, wanted = _path(metadata).to_json(), path.to_json()
+    for key in sorted(wanted):
+        if found[key] != wanted[key] and not (key == "micro_batch" and found[key] > wanted[key]):
             raise CheckpointMismatch(
-                f"the checkpoint's numeric path has {key} {path.get(key)!r}, this run {numeric_path.get(key)!r}"
+                f"the checkpoint's numeric path has {key} {found[key]!r}, this run {wanted[key]!r}"
             )
     return state
 
@@ -82,6 +83,13 @@ def _parse(data: bytes, device: torch.device | str) -> tuple[dict[str, str], Tra
     if type(step) is not int or type(starts) is not list:
         raise CorruptCheckpoint("the checkpoint's header is not readable")
     return dict(metadata), TrainState(**moved, step=step, class_start=tuple(starts))
+
+
+def _path(metadata: Mapping[str, str]) -> NumericPath:
+    try:
+        return NumericPath.from_json(_header(metadata, "numeric_path"))
+    except TypeError as error:
+        raise CheckpointMismatch(f"the checkpoint's numeric path is another version's: {error}") from error
 
 
 def _header(metadata: Mapping[str, str], key: str) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from core.diffusion.base import Base
 from core.training.data import TrainingData
+from core.training.path import NumericPath
 from core.training.spec import TrainSpec
 from core.training.trainee import Trainee, TrainState
 
@@ -117,11 +118,11 @@ def share_of(rows: int, rank: int, world: int) -> range:
     return range(rows * rank // world, rows * (rank + 1) // world)
 
 
-def hand_over(group: Group, data: TrainingData, spec: TrainSpec, state: TrainState, path: Mapping[str, Any]) -> None:
+def hand_over(group: Group, data: TrainingData, spec: TrainSpec, state: TrainState, path: NumericPath) -> None:
     """Give the other ranks all that they need to take part in a job from this state on."""
     words = {
         "spec": spec.to_json(),
-        "path": dict(path),
+        "path": path.to_json(),
         "classes": list(data.classes),
         "digest": data.digest,
         "step": state.step,
@@ -134,7 +135,8 @@ def hand_over(group: Group, data: TrainingData, spec: TrainSpec, state: TrainSta
 def take_over(group: Group, base: Base) -> Trainee:
     """What `hand_over` gives, as a follower's part of the job. What is held out stays with the lead, who measures."""
     words, tensors = group.receive()
-    torch.set_num_threads(words["path"]["threads"])
+    path = NumericPath.from_json(words["path"])
+    torch.set_num_threads(path.threads)
     data = TrainingData(
         **{name: tensors[name] for name in _DATA},
         classes=tuple(words["classes"]),
@@ -143,7 +145,7 @@ def take_over(group: Group, base: Base) -> Trainee:
     )
     moved = {name: tensors[name].to(base.device) for name in TrainState.TENSORS}
     state = TrainState(**moved, step=words["step"], class_start=tuple(words["class_start"]))
-    return Trainee(base, data, TrainSpec.from_json(words["spec"]), state, words["path"], group)
+    return Trainee(base, data, TrainSpec.from_json(words["spec"]), state, path, group)
 
 
 def _digest(state: TrainState) -> bytes:

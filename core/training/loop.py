@@ -19,6 +19,7 @@ from core.errors import Invalid
 from core.training.class_start import choose_class_start
 from core.training.data import TrainingData
 from core.training.objective import row_losses
+from core.training.path import NumericPath
 from core.training.spec import TrainSpec
 from core.training.trainee import Diverged, Draw, Progress, Ranks, Trainee, TrainState, layout_of
 
@@ -38,7 +39,7 @@ def fit(
     data: TrainingData,
     spec: TrainSpec,
     state: TrainState | None = None,
-    path: Mapping[str, Any] | None = None,
+    path: NumericPath | None = None,
     ranks: Ranks | None = None,
 ) -> Iterator[Progress]:
     """Train from `state` (default: the start) to the spec's last step, one `Progress` a step."""

@@ -42,21 +42,23 @@ class NumericPath:
         return self.is_steady and other.is_steady and is_alike
 
     def to_json(self) -> dict[str, Any]:
+        """As the job's row and its checkpoints have it."""
         return dict(self.__dict__)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "NumericPath":
+        """Read back what `to_json` wrote. Raises TypeError for parts that this version does not know."""
         return cls(**data)
 
 
-def numeric_path(base: Base, spec: TrainSpec, rows: RowPath = "row", compiled: bool = False) -> dict[str, Any]:
-    """The path of a job on this machine, for the job's record; `compiled` where the base can."""
+def numeric_path(base: Base, spec: TrainSpec, rows: RowPath = "row", compiled: bool = False) -> NumericPath:
+    """The path of a job on this machine; `compiled` where the base can."""
     device = base.device.type
     if device == "cuda":
         device = torch.cuda.get_device_name(base.device)
     dtype = str(base.dtype).removeprefix("torch.")
     threads, micro_batch = torch.get_num_threads(), math.ceil(spec.batch_size / spec.devices)
-    path = NumericPath(
+    return NumericPath(
         torch.__version__,
         device,
         threads,
@@ -66,4 +68,3 @@ def numeric_path(base: Base, spec: TrainSpec, rows: RowPath = "row", compiled: b
         world=spec.devices,
         compiled=compiled and base.can_compile,
     )
-    return path.to_json()

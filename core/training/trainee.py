@@ -1,9 +1,8 @@
 """One job in training: what it has learnt, the chance of its next step, and the step that it takes by a gradient."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -99,12 +98,12 @@ class Trainee:
         data: TrainingData,
         spec: TrainSpec,
         state: TrainState,
-        path: Mapping[str, Any] | None = None,
+        path: NumericPath | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.base = base
         self.ranks = ranks
-        self.path = NumericPath.from_json(path if path is not None else numeric_path(base, spec))
+        self.path = path if path is not None else numeric_path(base, spec)
         self.data = data
         self.spec = spec
         self.state = state

@@ -24,7 +24,7 @@ from core.diffusion.families import load_base
 from core.training import checkpoint, trainee
 from core.training.data import TrainingData
 from core.training.loop import finish, fit
-from core.training.path import numeric_path
+from core.training.path import NumericPath, numeric_path
 from core.training.randomness import generator
 from core.training.spec import TrainSpec
 from core.training.trainee import TrainState
@@ -79,7 +79,7 @@ def _train(base: Base, data: TrainingData, asked: Mapping[str, Any]) -> None:
     (folder / "result.json").write_text(json.dumps({"sha256": digest, "threads": threads}))
 
 
-def _load(folder: Path, spec: TrainSpec, data: TrainingData, path: Mapping[str, Any]) -> TrainState | None:
+def _load(folder: Path, spec: TrainSpec, data: TrainingData, path: NumericPath) -> TrainState | None:
     file = folder / "checkpoint"
     return checkpoint.load(file.read_bytes(), spec.digest, data.digest, path) if file.exists() else None
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from core.training.crew import Crew
 from core.training.data import TrainingData
 from core.training.distributed import RankLost, share_of
 from core.training.loop import advance, fit, start
-from core.training.path import numeric_path
+from core.training.path import NumericPath, numeric_path
 from core.training.spec import TrainSpec
 from core.training.trainee import Diverged, Progress, Ranks, Trainee, TrainState
 from tests.servers import is_running
@@ -108,7 +109,7 @@ class Seen:
 
 def one_step(base: Base, data: TrainingData, spec: TrainSpec, ranks: Ranks, state: TrainState) -> Seen:
     seen = Seen(ranks)
-    path = numeric_path(base, spec) | {"world": ranks.world}
+    path = replace(numeric_path(base, spec), world=ranks.world)
     if isinstance(ranks, Crew):
         ranks.join(data, spec, state, path)
     advance(base, [Trainee(base, data, spec, state, path, seen)])
@@ -166,7 +167,7 @@ def test_all_ranks_are_at_the_same_state_bit_for_bit_after_every_step(
 def test_a_job_left_at_any_step_ends_in_the_same_bytes(latent_base: Base, data: TrainingData, crew: Crew):
     spec = make_spec(latent_base, devices=2, steps=6, batch_size=5)
     path = numeric_path(latent_base, spec)
-    assert path["world"] == 2
+    assert path.world == 2
     *_, last = led(crew, latent_base, data, spec)
     wanted = digest(last.state, spec, data, path)
     for left_at in (1, 5):
@@ -177,7 +178,7 @@ def test_a_job_left_at_any_step_ends_in_the_same_bytes(latent_base: Base, data: 
         *_, last = led(crew, latent_base, data, spec, state)
         assert digest(last.state, spec, data, path) == wanted, left_at
     with pytest.raises(CheckpointMismatch, match="world 2, this run 1"):
-        checkpoint.load(saved, spec.digest, data.digest, {**path, "world": 1})
+        checkpoint.load(saved, spec.digest, data.digest, replace(path, world=1))
 
 
 def test_a_lead_that_is_busy_for_longer_than_an_exchange_may_take_keeps_its_crew(
@@ -305,5 +306,5 @@ def led(
     yield from fit(base, data, spec, state, path, crew)
 
 
-def digest(state: TrainState, spec: TrainSpec, data: TrainingData, path: dict[str, Any]) -> str:
+def digest(state: TrainState, spec: TrainSpec, data: TrainingData, path: NumericPath) -> str:
     return hashlib.sha256(checkpoint.dump(state, spec.digest, data.digest, path)).hexdigest()
