@@ -15,8 +15,10 @@ from core.diffusion.base import Base
 from core.diffusion.families import load_base
 from core.settings import PACKAGED_BASE
 from core.training.data import TrainingData
-from core.training.loop import Diverged, Trainee, advance, numeric_path, start
+from core.training.loop import advance, start
+from core.training.path import numeric_path
 from core.training.spec import resolve
+from core.training.trainee import Diverged, Trainee
 
 SEED = 0
 JOBS, BATCH = 8, 4

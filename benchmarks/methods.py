@@ -31,10 +31,12 @@ from core.diffusion.catalog import BaseSummary
 from core.diffusion.families import load_base
 from core.diffusion.places import AdaptedAffine
 from core.training.data import TrainingData, prepare
-from core.training.loop import Trainee, TrainState, finish, fit, numeric_path, start
+from core.training.loop import finish, fit, start
 from core.training.objective import row_losses
 from core.training.optim import average_step, rate_at
+from core.training.path import numeric_path
 from core.training.spec import TrainSpec, resolve
+from core.training.trainee import Trainee, TrainState
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Prediction (B, C, h, w) of x (B, C, h, w) at times t (B,) for labels (B,); the label after the last class is null."""

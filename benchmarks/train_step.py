@@ -37,8 +37,10 @@ from core.diffusion.base import Base
 from core.diffusion.families.dit import DiTBase
 from core.training import checkpoint
 from core.training.data import TrainingData
-from core.training.loop import RowPath, Trainee, advance, numeric_path, start
+from core.training.loop import advance, start
+from core.training.path import RowPath, numeric_path
 from core.training.spec import resolve
+from core.training.trainee import Trainee
 
 SEED = 0
 IMAGES, STEPS = 200, 880  # a small dataset, and what `auto` takes for it

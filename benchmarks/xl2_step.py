@@ -22,8 +22,9 @@ from diffusers.training_utils import EMAModel
 from benchmarks import measure
 from benchmarks.bases import LATENT, SHIPPED, make_base, make_transformer
 from core.training.data import TrainingData
-from core.training.loop import Trainee, advance, start
+from core.training.loop import advance, start
 from core.training.spec import resolve
+from core.training.trainee import Trainee
 
 SEED = 0
 SIZE, CLASSES = "XL/2", 4

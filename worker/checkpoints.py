@@ -1,7 +1,6 @@
 """Where a job's training state comes from, and where it is kept."""
 
 import hashlib
-from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -16,7 +15,9 @@ from core.storage.base import ObjectMissing, ObjectStore
 from core.training import checkpoint
 from core.training.continuing import continued, read_adapter, read_checkpoint
 from core.training.data import TrainingData
-from core.training.loop import Trainee, TrainState, start
+from core.training.loop import start
+from core.training.path import NumericPath
+from core.training.trainee import Trainee, TrainState
 from worker.services import Services
 
 log = structlog.get_logger()
@@ -59,7 +60,7 @@ class Checkpoints:
         """The step from which an attempt that loses its state goes on."""
         return 0 if self.latest is None else max(self.step, 0)
 
-    def load(self, base: Base, training: TrainingData, path: Mapping[str, Any]) -> tuple[TrainState, Saved] | None:
+    def load(self, base: Base, training: TrainingData, path: NumericPath) -> tuple[TrainState, Saved] | None:
         """The newest that can be read; an unreadable one is dropped for the one before."""
         while self.latest is not None:
             try:
@@ -76,7 +77,7 @@ class Checkpoints:
                 self.latest = attempts.drop_checkpoint(session, self._plan)
         return None
 
-    def save(self, trainee: Trainee, path: Mapping[str, Any], metrics: dict[str, Any]) -> None:
+    def save(self, trainee: Trainee, path: NumericPath, metrics: dict[str, Any]) -> None:
         """Object first, pointer second: a death between the two leaves an orphan, never a dangling pointer."""
         plan, step = self._plan, trainee.state.step
         data = checkpoint.dump(trainee.state, plan.spec.digest, trainee.data.digest, path)

@@ -9,9 +9,11 @@ from sqlalchemy.orm import Session
 
 from core.jobs import attempts
 from core.models import Job
-from core.training.loop import NumericPath, Progress, Trainee, advance
+from core.training.loop import advance
 from core.training.memory import halved, is_out_of_memory
+from core.training.path import NumericPath
 from core.training.spec import TrainSpec
+from core.training.trainee import Progress, Trainee
 from worker.runtime import Runtime, cpu_threads
 from worker.slice import Slice
 
@@ -143,7 +145,8 @@ class CoTraining:
         if _shape(spec) != _shape(first.plan.spec):
             return False
         base = self._runtime.training_base(job.model, job.numeric_path)
-        path = NumericPath.from_json(job.numeric_path or self._runtime.numeric_path(base, spec))
+        fixed = job.numeric_path
+        path = NumericPath.from_json(fixed) if fixed else self._runtime.numeric_path(base, spec)
         taken = sum(one.rows for one in self._slices)
         return taken + min(spec.batch_size, path.micro_batch) <= self._row_limit and path.may_share(first.trainee.path)
 

@@ -10,7 +10,8 @@ from core.jobs.attempts import Plan
 from core.sampling.request import AdapterPart, SampleRequest
 from core.sampling.row import Sampled
 from core.storage import keys
-from core.training.loop import Trainee, finish
+from core.training.loop import finish
+from core.training.trainee import Trainee
 from worker.pictures import encode_png, strip
 from worker.runtime import Runtime
 

@@ -29,9 +29,10 @@ from core.sampling.engine import Engine
 from core.storage.base import CorruptObject
 from core.training.crew import Crew
 from core.training.data import TrainingData, prepare
-from core.training.loop import NumericPath, Trainee, layout_of, numeric_path
 from core.training.memory import fit_micro_batch, free_bytes, row_bytes
+from core.training.path import NumericPath, numeric_path
 from core.training.spec import TrainSpec
+from core.training.trainee import Trainee, layout_of
 from worker.adapter_cache import AdapterCache
 from worker.services import Services, get_services
 
@@ -152,12 +153,12 @@ class Runtime:
     def let_go(self, digest: str) -> None:
         self._held.pop(digest, None)
 
-    def numeric_path(self, base: Base, spec: TrainSpec) -> dict[str, Any]:
+    def numeric_path(self, base: Base, spec: TrainSpec) -> NumericPath:
         """How a job's numbers come about here, by the settings and the threads of the moment."""
-        path = NumericPath.from_json(numeric_path(base, spec, compiled=self.services.settings.compile))
+        path = numeric_path(base, spec, compiled=self.services.settings.compile)
         if self.services.settings.packing == "always" and not path.is_steady:
             path = replace(path, packing="shared")
-        return path.to_json()
+        return path
 
     @functools.cached_property
     def max_devices(self) -> int:

@@ -26,9 +26,11 @@ from core.storage.base import CorruptObject, ObjectMissing
 from core.training.crew import Crew
 from core.training.data import TrainingData
 from core.training.distributed import RankLost
-from core.training.loop import Diverged, Progress, Trainee, TrainState, finish
+from core.training.loop import finish
 from core.training.memory import OutOfMemory, halved, is_out_of_memory
+from core.training.path import NumericPath
 from core.training.spec import TrainSpec
+from core.training.trainee import Diverged, Progress, Trainee, TrainState
 from worker.checkpoints import Checkpoints, first_state
 from worker.previews import Previews
 from worker.runtime import Runtime, cpu_threads, retried
@@ -44,7 +46,7 @@ class _Run:
     """A job that is prepared: `trainee` is live and moves with every step."""
 
     trainee: Trainee
-    path: Mapping[str, Any]
+    path: NumericPath
     body: dict[str, Any]  # what the last step reported
 
     @property
@@ -179,16 +181,18 @@ class Slice:
             raise RuntimeError("the slice is not prepared")
         return self._run
 
-    def _fix_path(self, base: Base, data: TrainingData, spec: TrainSpec) -> dict[str, Any]:
+    def _fix_path(self, base: Base, data: TrainingData, spec: TrainSpec) -> NumericPath:
         """The job's own numeric path where an earlier claim fixed one; else this machine's, its micro-batch tried."""
-        here, path = self._runtime.numeric_path(base, spec), self.plan.numeric_path
-        if path is None:
-            path = {**here, "micro_batch": self._runtime.micro_batch(base, data, spec)}
+        here, fixed = self._runtime.numeric_path(base, spec), self.plan.numeric_path
+        if fixed is None:
+            path = replace(here, micro_batch=self._runtime.micro_batch(base, data, spec))
             with self._services.database.write() as session:
-                attempts.fix_numeric_path(session, self.plan, path)
-            self.plan = replace(self.plan, numeric_path=path)
-        elif {**path, "micro_batch": 0} != {**here, "micro_batch": 0}:
-            log.warning("job.numeric_path_changed", fixed=path, here=here)
+                attempts.fix_numeric_path(session, self.plan, path.to_json())
+            self.plan = replace(self.plan, numeric_path=path.to_json())
+            return path
+        path = NumericPath.from_json(fixed)
+        if replace(path, micro_batch=here.micro_batch) != here:
+            log.warning("job.numeric_path_changed", fixed=fixed, here=here.to_json())
         return path
 
     def _halve_micro_batch(self) -> None:

@@ -132,7 +132,7 @@ def read_header(data: bytes) -> tuple[dict[str, str], dict[str, TensorSpec]]:
             for name, spec in header.items()
         }
         end = max((spec.end for spec in specs.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise CorruptAdapter(f"this is no safetensors header: {type(error).__name__}") from error
     if not isinstance(metadata, dict) or any(not isinstance(value, str) for value in metadata.values()):
         raise CorruptAdapter("the header's __metadata__ is no map of strings")

@@ -160,6 +160,13 @@ def map_classes(images: Sequence[Parts], notes: Iterable[Parts], folders: Iterab
     if missing := sorted("/".join(parts) for parts in folders_there - with_images):
         raise _empty_class(missing[0], "a class needs at least one image")
     names = tuple(sorted(parts[-1] for parts in with_images))
+    _check_class_names(names)
+    return ClassMap(root, names, flat_name)
+
+
+def _check_class_names(names: Sequence[str]) -> None:
+    """A class is drawn by its name in any case, so no two may be the same but for that."""
+    met: dict[str, str] = {}
     for name in names:
         if len(name) > MAX_CLASS_NAME or name != name.strip():
             raise Refused(
@@ -167,7 +174,12 @@ def map_classes(images: Sequence[Parts], notes: Iterable[Parts], folders: Iterab
                 f"the class folder {quoted(name)} is no usable class name: "
                 f"up to {MAX_CLASS_NAME} characters, no space around them",
             )
-    return ClassMap(root, names, flat_name)
+        twin = met.setdefault(name.casefold(), name)
+        if twin != name:
+            raise Refused(
+                "bad_class_name",
+                f"the class folder {quoted(name)} differs from {quoted(twin)} in case alone; merge or rename one",
+            )
 
 
 def _bad(name: str, fault: str) -> Refused:

@@ -1,13 +1,13 @@
 """An adapter: one flat vector of differences and the differences of its class rows, on one base."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from core.diffusion.base import Base, start_indices
+from core.diffusion.base import Base
 from core.diffusion.layout import AdapterLayout
 from core.errors import Invalid
 
@@ -52,21 +52,3 @@ class Adapter:
     @property
     def parameter_count(self) -> int:
         return self.layout.parameter_count(len(self.classes))
-
-    def scaled(self, strength: float) -> "Adapter":
-        """The same adapter at another strength; the start rows stay."""
-        return replace(self, theta=self.theta * strength, class_delta=self.class_delta * strength)
-
-    def label_of(self, name: str) -> int:
-        """The row number of a class."""
-        if name not in self.classes:
-            raise Invalid(
-                f"the adapter has no class {name!r}; it has {', '.join(self.classes)}",
-                code="unknown_class",
-                pointer="/prompt",
-            )
-        return self.classes.index(name)
-
-    def start_indices(self, num_classes: int) -> Tensor:
-        """(C + 1,) indices into `Base.class_starts` for a base of so many classes."""
-        return start_indices(self.class_start, num_classes)

@@ -18,12 +18,6 @@ from core.errors import Invalid
 _CODEC_BATCH = 16
 
 
-def start_indices(class_start: Sequence[int | None], num_classes: int) -> Tensor:
-    """(C + 1,): each class's start row, then the null row; num_classes + 1 stands for the mean row."""
-    rows = [num_classes + 1 if start is None else start for start in class_start]
-    return torch.tensor([*rows, num_classes])
-
-
 class Base(ABC):
     """One pretrained model with its schedule, its codec and its class rows, on one device."""
 
@@ -202,8 +196,10 @@ class Base(ABC):
 
     def start_indices(self, classes: Sequence[str], class_start: Sequence[int | None]) -> Tensor:
         """(C + 1,) indices for `class_starts`: where each class of an adapter starts, then the null row."""
-        indices = start_indices(class_start, self.num_classes)
-        if int(indices.max()) > self.num_classes + 1 or int(indices.min()) < 0:
+        mean_row = self.num_classes + 1
+        rows = [mean_row if start is None else start for start in class_start]
+        indices = torch.tensor([*rows, self.num_classes])
+        if int(indices.max()) > mean_row or int(indices.min()) < 0:
             raise Invalid("class_start names a class that the base does not have")
         return indices
 
@@ -247,12 +243,8 @@ class Base(ABC):
         return torch.cat(images).numpy()
 
     @property
-    def vae_scale(self) -> float:
-        """What a latent is multiplied by; 1 in pixel space."""
-        return self._vae_scaling[1]
-
-    @property
     def _vae_scaling(self) -> tuple[float, float]:
+        """What is taken from a latent, and what it is then multiplied by."""
         if self.vae is None:
             return 0.0, 1.0
         return float(self.vae.config.get("shift_factor") or 0.0), float(self.vae.config["scaling_factor"])

@@ -39,6 +39,7 @@ class BaseSummary:
     id2label: dict[int, str]
     prediction: Prediction
     learned_sigma: bool
+    """Whether it says its variance too: twice the channels. What a flow has there means nothing to us."""
     has_vae: bool
     parameters: int
     """Weights of the transformer, the embedders' copies counted once."""
@@ -52,13 +53,6 @@ class BaseSummary:
     def size_unit(self) -> int:
         """Pixels of a patch: what the side of a picture must be a multiple of."""
         return self.image_size // self.sample_size * self.patch_size
-
-    def label_of(self, name: str) -> int:
-        """The class number of a name."""
-        for number, label in self.id2label.items():
-            if name == label or name in [part.strip() for part in label.split(",")]:
-                return number
-        raise Invalid(f"the base {self.name} has no class {name!r}", code="unknown_class", pointer="/prompt")
 
 
 def locate(path_or_hub_name: str) -> Path:
@@ -93,6 +87,7 @@ def base_summary(folder: str | Path, name: str | None = None) -> BaseSummary:
     if has_vae:
         vae_factor = 2 ** (len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
     channels = int(config["in_channels"])
+    prediction = prediction_of(read_json(folder / "scheduler" / "scheduler_config.json"))
     classes = 0 if is_text else int(config["num_embeds_ada_norm"])
     return BaseSummary(
         name=name or folder.resolve().name,
@@ -105,8 +100,8 @@ def base_summary(folder: str | Path, name: str | None = None) -> BaseSummary:
         hidden=int(config["num_attention_heads"]) * int(config["attention_head_dim"]),
         num_classes=classes,
         id2label=_labels(index.get("id2label"), classes),
-        prediction=prediction_of(read_json(folder / "scheduler" / "scheduler_config.json")),
-        learned_sigma=(config.get("out_channels") or channels) == 2 * channels,
+        prediction=prediction,
+        learned_sigma=prediction != "flow" and (config.get("out_channels") or channels) == 2 * channels,
         has_vae=has_vae,
         parameters=_count_parameters(folder / "transformer"),
         licence=_licence(folder / "README.md"),

@@ -134,6 +134,11 @@ class AdapterLayout:
             for entry, piece in zip(self.entries, pieces, strict=True)
         }
 
+    def pieces(self, vector: "Tensor", classes: int) -> "tuple[Tensor, Tensor]":
+        """θ (P,) and the class rows' differences (C + 1, H) of a whole vector, as views of it."""
+        theta, table = vector.split([self.size, (classes + 1) * self.hidden])
+        return theta, table.view(classes + 1, self.hidden)
+
     def embed(self, other: "AdapterLayout", theta: "Tensor") -> "Tensor":
         """A vector of `other` as one of this layout: zero, which is the base, wherever `other` has no entry."""
         if other == self:
@@ -167,7 +172,7 @@ class AdapterLayout:
             options = LayoutOptions.resolve(data["kind"], data["gamma_depth"], data["gamma_places"])
             shapes = [(str(name), tuple(int(size) for size in shape)) for name, shape in data["entries"]]
             hidden = int(data["hidden"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise Invalid(f"the layout is not readable: {error!r}", pointer=_POINTER) from error
         if len({name for name, _ in shapes}) != len(shapes) or any(size < 1 for _, shape in shapes for size in shape):
             raise Invalid("the layout repeats a name or has an empty entry", pointer=_POINTER)

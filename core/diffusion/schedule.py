@@ -74,7 +74,7 @@ class Schedule:
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x_t (B, C, h, w) at timestep indices t (B,)."""
-        return _wide(self.signal[t], x0) * x0 + _wide(self.noise[t], x0) * eps
+        return wide(self.signal[t], x0) * x0 + wide(self.noise[t], x0) * eps
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """What the base is to predict: ε, v = √ᾱ ε − √(1−ᾱ) x_0, or the flow ε − x_0."""
@@ -82,14 +82,15 @@ class Schedule:
             return eps
         if self.prediction == "flow":
             return eps - x0
-        return _wide(self.signal[t], x0) * eps - _wide(self.noise[t], x0) * x0
+        return wide(self.signal[t], x0) * eps - wide(self.noise[t], x0) * x0
 
     def snr(self, t: Tensor) -> Tensor:
         """Signal to noise (B,)."""
         return (self.signal[t] / self.noise[t]) ** 2
 
 
-def _wide(values: Tensor, like: Tensor) -> Tensor:
+def wide(values: Tensor, like: Tensor) -> Tensor:
+    """Values (B,) of rows as (B, 1, …), to be multiplied with `like` (B, …)."""
     return values.view(-1, *(1,) * (like.ndim - 1))
 
 

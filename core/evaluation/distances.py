@@ -34,10 +34,6 @@ class Memorisation:
     held_out: float  # median distance
     closer_share: float
 
-    @property
-    def ratio(self) -> float:
-        return self.generated / self.held_out if self.held_out > 0 else float("inf")
-
 
 def kernel_distance(generated: np.ndarray, real: np.ndarray) -> Estimate:
     """Unbiased squared MMD with the kernel (x·y / d + 1)³, times 1,000 (Bińkowski et al., arXiv 1801.01401, eq. 4).

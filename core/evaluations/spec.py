@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from core.errors import Conflict, Invalid
 from core.models import Adapter, Dataset, Job
-from core.samples.spec import SampleSpec
+from core.samples.spec import SampleSpec, find_class
 from core.training.held_out import held_out_counts
 
 Part = Literal["held_out", "all"]
@@ -96,9 +96,9 @@ def labels_to_draw(held_out: Sequence[str], classes: Sequence[str], images: int)
 
     `held_out` has the class name of each held-out picture.
     """
-    known = {name.casefold(): number for number, name in enumerate(classes)}
-    if all(name.casefold() in known for name in held_out):
-        order = sorted(known[name.casefold()] for name in held_out)
+    known = {name: find_class(name, classes) for name in set(held_out)}
+    order = sorted(label for name in held_out if (label := known[name]) is not None)
+    if len(order) == len(held_out):
         # Evenly spaced places in the sorted list: every class has its share, whatever the number of pictures.
         return [order[(2 * place + 1) * len(order) // (2 * images)] for place in range(images)]
     return [place % len(classes) for place in range(images)]

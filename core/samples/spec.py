@@ -128,7 +128,8 @@ def resolve(base: BaseSummary, parts: Sequence[tuple[Adapter, float]], asked: As
         partial_images=asked.partial_images,
     )
     if not parts:
-        return replace(spec, label=_label(asked.prompt, list(base.id2label.values()), base.name))
+        names = list(base.id2label.values())
+        return replace(spec, label=_label(asked.prompt, names, base.name, _alternatives(names)))
     return replace(spec, adapters=tuple(_part(asked.prompt, adapter, weight) for adapter, weight in parts))
 
 
@@ -141,18 +142,37 @@ def _named(prompt: str | None) -> str | None:
     return prompt.strip() if prompt and prompt.strip() else None
 
 
-def _label(prompt: str | None, names: list[str], model: str) -> int | None:
-    """A class by its name, whatever its case; an empty prompt draws without a class."""
+def _label(
+    prompt: str | None, names: Sequence[str], model: str, alternatives: Sequence[tuple[int, str]] = ()
+) -> int | None:
+    """A class by its name; an empty prompt draws without a class."""
     wanted = _named(prompt)
     if wanted is None:
         return None
     if not names:
         raise Invalid(f"{model} draws prompts through its adapters alone", code="unknown_class", pointer="/prompt")
-    folded = [name.casefold() for name in names]
-    if wanted.casefold() in folded:
-        return folded.index(wanted.casefold())
-    shown = ", ".join(names[:40]) + (", …" if len(names) > 40 else "")
-    raise Invalid(f"prompt names no class of {model}; it draws: {shown}", code="unknown_class", pointer="/prompt")
+    label = find_class(wanted, names, alternatives)
+    if label is None:
+        shown = ", ".join(names[:40]) + (", …" if len(names) > 40 else "")
+        raise Invalid(f"prompt names no class of {model}; it draws: {shown}", code="unknown_class", pointer="/prompt")
+    return label
+
+
+def find_class(wanted: str, names: Sequence[str], alternatives: Sequence[tuple[int, str]] = ()) -> int | None:
+    """The number of a class by its name, or by one of `alternatives` (number, name), whatever its case.
+
+    The very spelling goes before another case, and a whole name before an alternative: ImageNet has a `Cardigan,
+    Cardigan Welsh corgi` and a `cardigan`, and adapters may be older than the rule that names differ in more than case.
+    """
+    spelt = [*enumerate(names), *alternatives]
+    exact = (number for number, name in spelt if name == wanted)
+    folded = (number for number, name in spelt if name.casefold() == wanted.casefold())
+    return next(exact, next(folded, None))
+
+
+def _alternatives(names: Sequence[str]) -> list[tuple[int, str]]:
+    """ImageNet's names are lists of synonyms: `tench, Tinca tinca`. (An adapter's are folders, comma or not.)"""
+    return [(number, part.strip()) for number, name in enumerate(names) for part in name.split(",")]
 
 
 def _size(size: str | None, adapted: list[int], native: int) -> int:

@@ -8,10 +8,10 @@ import torch
 
 from core.adapters.format import CorruptAdapter, read_header, read_tensors, write_safetensors
 from core.errors import Conflict
-from core.training.loop import TrainState
+from core.training.path import NumericPath
+from core.training.trainee import TrainState
 
 FORMAT_VERSION = "1"
-_TENSORS = ("vector", "first", "second", "average")
 
 
 class CorruptCheckpoint(Conflict):
@@ -26,24 +26,24 @@ class CheckpointMismatch(Conflict):
     code = "checkpoint_mismatch"
 
 
-def dump(state: TrainState, spec_digest: str, data_digest: str, numeric_path: Mapping[str, Any]) -> bytes:
+def dump(state: TrainState, spec_digest: str, data_digest: str, path: NumericPath) -> bytes:
     """The state and what it belongs to, as safetensors; equal states have equal bytes."""
     metadata = {
         "format_version": FORMAT_VERSION,
         "spec": spec_digest,
         "data": data_digest,
-        "numeric_path": json.dumps(dict(numeric_path), sort_keys=True),
+        "numeric_path": json.dumps(path.to_json(), sort_keys=True),
         "step": str(state.step),
         "class_start": json.dumps(list(state.class_start)),
     }
-    return write_safetensors({name: getattr(state, name) for name in _TENSORS}, metadata)
+    return write_safetensors({name: getattr(state, name) for name in TrainState.TENSORS}, metadata)
 
 
 def load(
     data: bytes,
     spec_digest: str,
     data_digest: str,
-    numeric_path: Mapping[str, Any],
+    path: NumericPath,
     device: torch.device | str = "cpu",
 ) -> TrainState:
     """The state to go on from, if it belongs to exactly this spec, dataset and numeric path.
@@ -54,11 +54,11 @@ def load(
     for part, wanted in (("spec", spec_digest), ("data", data_digest)):
         if metadata.get(part) != wanted:
             raise CheckpointMismatch(f"the checkpoint belongs to another {part}")
-    path: dict[str, Any] = _header(metadata, "numeric_path")
-    for key in sorted({*path, *numeric_path}):
-        if path.get(key) != numeric_path.get(key) and not (key == "micro_batch" and path[key] > numeric_path[key]):
+    found, wanted = _path(metadata).to_json(), path.to_json()
+    for key in sorted(wanted):
+        if found[key] != wanted[key] and not (key == "micro_batch" and found[key] > wanted[key]):
             raise CheckpointMismatch(
-                f"the checkpoint's numeric path has {key} {path.get(key)!r}, this run {numeric_path.get(key)!r}"
+                f"the checkpoint's numeric path has {key} {found[key]!r}, this run {wanted[key]!r}"
             )
     return state
 
@@ -74,15 +74,22 @@ def _parse(data: bytes, device: torch.device | str) -> tuple[dict[str, str], Tra
         tensors = read_tensors(data)
     except CorruptAdapter as error:
         raise CorruptCheckpoint(str(error)) from error
-    if metadata.get("format_version") != FORMAT_VERSION or set(specs) != set(_TENSORS):
+    if metadata.get("format_version") != FORMAT_VERSION or set(specs) != set(TrainState.TENSORS):
         raise CorruptCheckpoint("the file is no checkpoint of this version")
     if {spec.dtype for spec in specs.values()} != {"F32"} or len({spec.shape for spec in specs.values()}) != 1:
         raise CorruptCheckpoint("the checkpoint's vectors differ in type or length")
-    moved = {name: tensors[name].to(device) for name in _TENSORS}
+    moved = {name: tensors[name].to(device) for name in TrainState.TENSORS}
     step, starts = _header(metadata, "step"), _header(metadata, "class_start")
     if type(step) is not int or type(starts) is not list:
         raise CorruptCheckpoint("the checkpoint's header is not readable")
     return dict(metadata), TrainState(**moved, step=step, class_start=tuple(starts))
+
+
+def _path(metadata: Mapping[str, str]) -> NumericPath:
+    try:
+        return NumericPath.from_json(_header(metadata, "numeric_path"))
+    except TypeError as error:
+        raise CheckpointMismatch(f"the checkpoint's numeric path is another version's: {error}") from error
 
 
 def _header(metadata: Mapping[str, str], key: str) -> Any:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from core.diffusion.base import Base
-from core.training.randomness import generator
+from core.training.randomness import generator, stratified_times
 
 IMAGES = 8
 SHORTLIST = 4
@@ -43,7 +43,7 @@ def _errors(base: Base, x0: Tensor, candidates: Tensor, chance: torch.Generator)
     """Mean squared error (K,) of each candidate row on latents x0 (M, C, h, w), noise and times the same for all."""
     schedule, device, rows = base.schedule, base.device, len(x0)
     eps = torch.randn(x0.shape, generator=chance).to(device)
-    t = ((torch.arange(rows) + torch.rand(rows, generator=chance)) / rows * len(schedule)).long().to(device)
+    t = stratified_times(rows, len(schedule), chance).to(device)
     x0 = x0.to(device)
     x_t, target = schedule.add_noise(x0, eps, t), schedule.target(x0, eps, t)
     pairs = torch.cartesian_prod(torch.arange(len(candidates)), torch.arange(rows))  # (K M, 2)

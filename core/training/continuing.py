@@ -10,8 +10,9 @@ from core.diffusion.base import Base
 from core.errors import Invalid
 from core.training import checkpoint
 from core.training.data import TrainingData
-from core.training.loop import TrainState, layout_of, start
+from core.training.loop import start
 from core.training.spec import TrainSpec
+from core.training.trainee import TrainState, layout_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,16 +39,15 @@ def read_checkpoint(data: bytes, base: Base, spec: TrainSpec, classes: Sequence[
     layout = layout_of(base, spec)
     if len(state.average) != layout.parameter_count(len(classes)) or len(state.class_start) != len(classes):
         raise Invalid("the checkpoint has another layout than the job", code="wrong_layout")
-    table = state.average[layout.size :].view(len(classes) + 1, layout.hidden)
-    return Source(state.average[: layout.size], table, tuple(classes), state.class_start)
+    return Source(*layout.pieces(state.average, len(classes)), tuple(classes), state.class_start)
 
 
 def continued(base: Base, data: TrainingData, spec: TrainSpec, source: Source) -> TrainState:
     """The state before the first step: the source's, but for classes that it has not; moments and step anew."""
     state = start(base, data, spec)
-    size, starts = layout_of(base, spec).size, list(state.class_start)
-    state.vector[:size] = source.theta.to(base.device)
-    table = state.vector[size:].view(len(data.classes) + 1, -1)
+    theta, table = layout_of(base, spec).pieces(state.vector, len(data.classes))
+    starts = list(state.class_start)
+    theta.copy_(source.theta)
     table[-1] = source.table[-1].to(base.device)
     for number, name in enumerate(data.classes):
         if name in source.classes:

@@ -24,8 +24,9 @@ from torch import Tensor
 from core.diffusion.base import Base
 from core.training.data import TrainingData
 from core.training.distributed import Group, RankLost, hand_over
-from core.training.loop import TrainState
+from core.training.path import NumericPath
 from core.training.spec import TrainSpec
+from core.training.trainee import TrainState
 
 _ROOT = Path(__file__).resolve().parents[2]
 _LAST_WORDS_SECONDS = 0.5
@@ -80,7 +81,7 @@ class Crew:
             raise
         return all(ready)
 
-    def join(self, data: TrainingData, spec: TrainSpec, state: TrainState, path: Mapping[str, Any]) -> None:
+    def join(self, data: TrainingData, spec: TrainSpec, state: TrainState, path: NumericPath) -> None:
         """Hand a job to every rank: from now on they hold the same data and the same state."""
         with self._together():
             self._tell("join")

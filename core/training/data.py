@@ -55,13 +55,9 @@ def prepare(
     )
 
 
+@lru_cache(maxsize=8)
 def batch_order(seed: int, epoch: int, n: int) -> Tensor:
     """A permutation of n that depends on seed and epoch alone."""
-    return _batch_order(seed, epoch, n)
-
-
-@lru_cache(maxsize=8)
-def _batch_order(seed: int, epoch: int, n: int) -> Tensor:
     return torch.randperm(n, generator=generator(seed, "epoch", epoch))
 
 

@@ -21,12 +21,13 @@ from torch import Tensor
 
 from core.diffusion.base import Base
 from core.training.data import TrainingData
-from core.training.loop import Trainee, TrainState
+from core.training.path import NumericPath
 from core.training.spec import TrainSpec
+from core.training.trainee import Trainee, TrainState
 
 # The processes of a job find each other on the loopback interface, whatever the machine's name resolves to.
 _INTERFACE = "lo" if sys.platform == "linux" else "lo0"
-_DATA, _STATE = ("mean", "deviation", "labels", "train"), ("vector", "first", "second", "average")
+_DATA = ("mean", "deviation", "labels", "train")
 _KINDS = {"float32": torch.float32, "int64": torch.int64, "uint8": torch.uint8}
 
 
@@ -64,7 +65,7 @@ class Group:
 
     def share(self, rows: int) -> range:
         """Which of a step's rows this rank computes."""
-        return range(rows * self.rank // self.world, rows * (self.rank + 1) // self.world)
+        return share_of(rows, self.rank, self.world)
 
     def sum(self, *parts: Tensor) -> list[Tensor]:
         """Each float32 tensor's sum over the ranks, the same bits on all of them, in one exchange."""
@@ -112,39 +113,45 @@ class Group:
             dist.destroy_process_group()
 
 
-def hand_over(group: Group, data: TrainingData, spec: TrainSpec, state: TrainState, path: Mapping[str, Any]) -> None:
+def share_of(rows: int, rank: int, world: int) -> range:
+    """One rank's rows: every row has one rank, and no rank has more than one row more than another."""
+    return range(rows * rank // world, rows * (rank + 1) // world)
+
+
+def hand_over(group: Group, data: TrainingData, spec: TrainSpec, state: TrainState, path: NumericPath) -> None:
     """Give the other ranks all that they need to take part in a job from this state on."""
     words = {
         "spec": spec.to_json(),
-        "path": dict(path),
+        "path": path.to_json(),
         "classes": list(data.classes),
         "digest": data.digest,
         "step": state.step,
         "class_start": list(state.class_start),
     }
-    tensors = {name: getattr(data, name) for name in _DATA} | {name: getattr(state, name) for name in _STATE}
-    group.send(words, tensors)
+    learnt = {name: getattr(state, name) for name in TrainState.TENSORS}
+    group.send(words, {name: getattr(data, name) for name in _DATA} | learnt)
 
 
 def take_over(group: Group, base: Base) -> Trainee:
     """What `hand_over` gives, as a follower's part of the job. What is held out stays with the lead, who measures."""
     words, tensors = group.receive()
-    torch.set_num_threads(words["path"]["threads"])
+    path = NumericPath.from_json(words["path"])
+    torch.set_num_threads(path.threads)
     data = TrainingData(
         **{name: tensors[name] for name in _DATA},
         classes=tuple(words["classes"]),
         held_out=torch.zeros(0, dtype=torch.long),
         digest=words["digest"],
     )
-    moved = {name: tensors[name].to(base.device) for name in _STATE}
+    moved = {name: tensors[name].to(base.device) for name in TrainState.TENSORS}
     state = TrainState(**moved, step=words["step"], class_start=tuple(words["class_start"]))
-    return Trainee(base, data, TrainSpec.from_json(words["spec"]), state, words["path"], group)
+    return Trainee(base, data, TrainSpec.from_json(words["spec"]), state, path, group)
 
 
 def _digest(state: TrainState) -> bytes:
     """sha256 of everything that a job has learnt."""
     digest = hashlib.sha256(str(state.step).encode())
-    for name in _STATE:
+    for name in TrainState.TENSORS:
         digest.update(getattr(state, name).detach().cpu().contiguous().numpy().tobytes())
     return digest.digest()
 

@@ -8,124 +8,30 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from core.diffusion.adapter import Adapter
 from core.diffusion.base import Base
-from core.diffusion.layout import AdapterLayout
 from core.errors import Invalid
 from core.training.class_start import choose_class_start
-from core.training.data import TrainingData, batch_indices
+from core.training.data import TrainingData
 from core.training.objective import row_losses
-from core.training.optim import adam_step, average_step, rate_at
-from core.training.randomness import generator
+from core.training.path import NumericPath
 from core.training.spec import TrainSpec
-
-VALIDATION_ROWS = 64
-RowPath = Literal["row", "fused"]
-Packing = Literal["exact", "shared"]
-
-
-class Diverged(Invalid):
-    """The loss or the gradient is no longer finite; the state is the last one that was."""
-
-    code = "diverged"
-
-
-@dataclass(eq=False)
-class TrainState:
-    """Everything that a job has learnt; all tensors (N,) float32 on the base's device."""
-
-    vector: Tensor
-    first: Tensor
-    second: Tensor
-    average: Tensor
-    step: int
-    class_start: tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One finished step. `state` is the live one: copy or dump it before the next step."""
-
-    step: int
-    loss: float
-    val_loss: float | None
-    grad_norm: float
-    learning_rate: float
-    seconds: float
-    state: TrainState
-
-
-@dataclass(frozen=True)
-class NumericPath:
-    """How the numbers of a job come about; fixed before step 0, since another path gives other bits."""
-
-    torch: str
-    device: str
-    threads: int
-    dtype: str
-    rows: RowPath
-    micro_batch: int
-    world: int = 1  # processes that share a step's rows
-    packing: Packing = "exact"
-    """`exact`: who shares its passes changes no bit of the job, or nobody does; `shared`: it may."""
-    compiled: bool = False  # docs/decisions/0015
-
-    @property
-    def is_steady(self) -> bool:
-        """Whether a job has the same bits alone and in any company (docs/decisions/0011)."""
-        return (self.device, self.threads, self.rows, self.world) == ("cpu", 1, "row", 1)
-
-    def may_share(self, other: "NumericPath") -> bool:
-        """Whether jobs of these paths may train in one pass."""
-        if self.packing == other.packing == "shared" and self.world == 1:
-            return replace(self, micro_batch=other.micro_batch) == other
-        is_alike = (self.dtype, self.compiled) == (other.dtype, other.compiled)
-        return self.is_steady and other.is_steady and is_alike
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(self.__dict__)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "NumericPath":
-        return cls(**data)
-
-
-def numeric_path(base: Base, spec: TrainSpec, rows: RowPath = "row", compiled: bool = False) -> dict[str, Any]:
-    """The path of a job on this machine, for the job's record; `compiled` where the base can."""
-    device = base.device.type
-    if device == "cuda":
-        device = torch.cuda.get_device_name(base.device)
-    dtype = str(base.dtype).removeprefix("torch.")
-    threads, micro_batch = torch.get_num_threads(), math.ceil(spec.batch_size / spec.devices)
-    path = NumericPath(
-        torch.__version__,
-        device,
-        threads,
-        dtype,
-        rows,
-        micro_batch,
-        world=spec.devices,
-        compiled=compiled and base.can_compile,
-    )
-    return path.to_json()
+from core.training.trainee import Diverged, Draw, Progress, Ranks, Trainee, TrainState, layout_of
 
 
 def start(base: Base, data: TrainingData, spec: TrainSpec) -> TrainState:
     """The state before the first step: zero, which is the base with each class at its start row."""
-    layout = layout_of(base, spec)
     starts: tuple[int | None, ...] = (None,) * len(data.classes)
     if spec.class_start == "best":
         starts = choose_class_start(
             base, data.mean[data.train, 0], data.labels[data.train], len(data.classes), spec.seed
         )
-    zero = torch.zeros(layout.parameter_count(len(data.classes)), device=base.device)
-    return TrainState(zero.clone(), zero.clone(), zero.clone(), zero.clone(), 0, starts)
+    return TrainState.zero(layout_of(base, spec).parameter_count(len(data.classes)), starts, base.device)
 
 
 def fit(
@@ -133,8 +39,8 @@ def fit(
     data: TrainingData,
     spec: TrainSpec,
     state: TrainState | None = None,
-    path: Mapping[str, Any] | None = None,
-    ranks: "Ranks | None" = None,
+    path: NumericPath | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Progress]:
     """Train from `state` (default: the start) to the spec's last step, one `Progress` a step."""
     state = state if state is not None else start(base, data, spec)
@@ -163,7 +69,7 @@ def finish(
 ) -> Adapter:
     """The adapter of the averaged weights, with what is to stand in its file."""
     layout = layout_of(base, spec)
-    average = state.average.detach().cpu().clone()
+    theta, table = layout.pieces(state.average.detach().cpu().clone(), len(data.classes))
     meta = {
         "base": base.name,
         "licence": base.licence,
@@ -173,151 +79,7 @@ def finish(
         "metrics": dict(metrics or {}),
         "data_digest": data.digest,
     }
-    table = average[layout.size :].view(len(data.classes) + 1, layout.hidden)
-    return Adapter(layout, base.fingerprint, average[: layout.size], table, data.classes, state.class_start, meta)
-
-
-def layout_of(base: Base, spec: TrainSpec) -> AdapterLayout:
-    """The layout that a spec asks for."""
-    if spec.layout == "bitfit":
-        return base.layout("bitfit")
-    return base.layout(spec.layout, spec.gamma_depth, spec.gamma_places)
-
-
-@dataclass(frozen=True)
-class Draw:
-    """The chance of one step of one job, on the base's device."""
-
-    x0: Tensor  # (B, C, h, w)
-    eps: Tensor  # (B, C, h, w)
-    t: Tensor  # (B,)
-    labels: Tensor  # (B,) rows of the job's class table
-
-
-class Ranks(Protocol):
-    """The processes that share a job's rows; see `core.training.distributed`."""
-
-    @property
-    def world(self) -> int: ...
-
-    def begin(self, step: int) -> None: ...
-
-    def share(self, rows: int) -> range: ...
-
-    def sum(self, *parts: Tensor) -> list[Tensor]: ...
-
-
-class Trainee:
-    """One job in training; with `ranks`, this process's share of it."""
-
-    def __init__(
-        self,
-        base: Base,
-        data: TrainingData,
-        spec: TrainSpec,
-        state: TrainState,
-        path: Mapping[str, Any] | None = None,
-        ranks: Ranks | None = None,
-    ) -> None:
-        self.base = base
-        self.ranks = ranks
-        self.path = NumericPath.from_json(path if path is not None else numeric_path(base, spec))
-        self.data = data
-        self.spec = spec
-        self.state = state
-        self.layout = layout_of(base, spec)
-        self._starts = base.start_indices(data.classes, state.class_start).to(base.device)
-        wanted = self.layout.parameter_count(len(data.classes))
-        if len(state.vector) != wanted:
-            raise Invalid(f"the state has {len(state.vector)} values, the job {wanted}")
-
-    def may_share(self, other: "Trainee") -> bool:
-        """Whether both may train in one pass."""
-        is_alike = (
-            self.base is other.base
-            and self.layout == other.layout
-            and self.data.mean.shape[2:] == other.data.mean.shape[2:]
-        )
-        return is_alike and self.path.may_share(other.path)
-
-    def draw(self) -> Draw:
-        """Images, posterior noise, times, ε and dropped labels of the next step.
-
-        One time from each B-th of the schedule, u in [0, 1), then shifted to s u / (1 + (s - 1) u) (Esser et al., arXiv
-        2403.03206, equation 23).
-        """
-        spec, data, size = self.spec, self.data, self.spec.batch_size
-        chance = generator(spec.seed, "step", self.state.step)
-        chosen = batch_indices(data, spec.seed, self.state.step, size)
-        view = torch.zeros(size, dtype=torch.long)
-        if data.mean.shape[1] > 1:
-            view = torch.randint(data.mean.shape[1], (size,), generator=chance)
-        mean = data.mean[chosen, view]
-        x0 = mean + data.deviation[chosen, view] * torch.randn(mean.shape, generator=chance)
-        eps = torch.randn(mean.shape, generator=chance)
-        u = (torch.arange(size) + torch.rand(size, generator=chance)) / size
-        t = (spec.time_shift * u / (1 + (spec.time_shift - 1) * u) * len(self.base.schedule)).long()
-        dropped = torch.rand(size, generator=chance) < spec.label_dropout
-        labels = torch.where(dropped, len(data.classes), data.labels[chosen])
-        device = self.base.device
-        return Draw(
-            x0.to(device), eps.to(device), t.clamp(max=len(self.base.schedule) - 1).to(device), labels.to(device)
-        )
-
-    @property
-    def rows(self) -> range:
-        """Which rows of its batch are this process's."""
-        size = self.spec.batch_size
-        return range(size) if self.ranks is None else self.ranks.share(size)
-
-    def pieces(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """θ (P,) and the class rows' differences (C + 1, H) of a whole vector."""
-        theta, table = vector.split([self.layout.size, len(vector) - self.layout.size])
-        return theta, table.view(len(self.data.classes) + 1, self.layout.hidden)
-
-    def class_rows(self, table: Tensor, labels: Tensor) -> Tensor:
-        return self.base.class_rows(self.base.class_starts(self._starts[labels]), table.index_select(0, labels))
-
-    def update(self, gradient: Tensor, loss: float, seconds: float) -> "Progress | Diverged":
-        """Take one step, or say that it cannot be taken and leave the state as it is."""
-        spec, state = self.spec, self.state
-        norm = float(gradient.norm())
-        step = state.step + 1
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            return Diverged(f"step {step}: loss {loss}, gradient norm {norm}; try a smaller learning rate")
-        if norm > spec.clip_norm:
-            gradient = gradient * (spec.clip_norm / norm)
-        rate = rate_at(step, spec.steps, spec.learning_rate, spec.warmup_steps, spec.rate_decay)
-        adam_step(state.vector, gradient, state.first, state.second, step, rate)
-        average_step(state.average, state.vector, spec.ema_decay, step)
-        state.step = step
-        due = step % spec.validation_every == 0 or step == spec.steps
-        return Progress(step, loss, self.validate() if due else None, norm, rate, seconds, state)
-
-    @torch.no_grad()
-    def validate(self) -> float | None:
-        """See `validation_loss`."""
-        data, device, schedule = self.data, self.base.device, self.base.schedule
-        if not len(data.held_out):
-            return None
-        chance = generator(self.spec.seed, "validation")
-        held = data.held_out[torch.randperm(len(data.held_out), generator=chance)[:VALIDATION_ROWS]]
-        chosen = held.repeat(max(1, VALIDATION_ROWS // len(held)))
-        rows = len(chosen)
-        x0 = data.mean[chosen, 0].to(device)
-        eps = torch.randn(x0.shape, generator=chance).to(device)
-        times = ((torch.arange(rows) + torch.rand(rows, generator=chance)) / rows * len(schedule)).long()
-        times = times[torch.randperm(rows, generator=chance)].to(device)
-        labels = data.labels[chosen].to(device)
-        theta, table = self.pieces(self.state.average)
-        total = 0.0
-        for part in torch.arange(rows).split(self.path.micro_batch):
-            x_t = schedule.add_noise(x0[part], eps[part], times[part])
-            c_rows = self.class_rows(table, labels[part])
-            out = self.base.forward(x_t, schedule.times[times[part]], theta, c_rows, self.layout).float()
-            losses = row_losses(schedule, out, x0[part], eps[part], x_t, times[part], learned_sigma=False)
-            total += float(losses.double().sum())
-        return total / rows
+    return Adapter(layout, base.fingerprint, theta, table, data.classes, state.class_start, meta)
 
 
 def advance(base: Base, trainees: Sequence[Trainee]) -> list[Progress | Diverged]:

@@ -11,8 +11,9 @@ from torch import Tensor
 from core.diffusion.base import Base
 from core.errors import Unavailable
 from core.training.data import TrainingData
-from core.training.loop import Trainee, TrainState, advance, layout_of
+from core.training.loop import advance
 from core.training.spec import TrainSpec
+from core.training.trainee import Trainee, TrainState, layout_of
 
 _ROWS = 2
 _PHRASES = (
@@ -89,9 +90,9 @@ def _works(base: Base, data: TrainingData, spec: TrainSpec, rows: int) -> bool:
 def trial(base: Base, data: TrainingData, spec: TrainSpec, rows: int) -> Trainee:
     """A trainee like the job's with so many rows in a pass; nobody keeps its state."""
     spec = replace(spec, batch_size=rows, devices=1, steps=spec.steps + 2, validation_every=spec.steps + 2)
-    zero = torch.zeros(layout_of(base, spec).parameter_count(len(data.classes)), device=base.device)
-    state = TrainState(zero, zero.clone(), zero.clone(), zero.clone(), 0, (None,) * len(data.classes))
-    return Trainee(base, data, spec, state)
+    classes = len(data.classes)
+    size = layout_of(base, spec).parameter_count(classes)
+    return Trainee(base, data, spec, TrainState.zero(size, (None,) * classes, base.device))
 
 
 def free_bytes(device: torch.device) -> int:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from core.diffusion.schedule import Schedule
+from core.diffusion.schedule import Schedule, wide
 
 VLB_WEIGHT = 0.001
 
@@ -53,7 +53,7 @@ def variational_bits(
     """
     terms = _Posterior(schedule, x0)
     true_mean, true_log = terms.mean(x0, x_t, t), terms.log_variance(t)
-    signal, noise = _wide(schedule.signal[t], x0), _wide(schedule.noise[t], x0)
+    signal, noise = wide(schedule.signal[t], x0), wide(schedule.noise[t], x0)
     if schedule.prediction == "epsilon":
         predicted_x0 = (x_t - noise * prediction) / signal
     else:
@@ -69,7 +69,7 @@ def variational_bits(
         + (true_mean - mean).square() * torch.exp(-log_variance)
     )
     likelihood = -_discretised_log_likelihood(x0, mean, 0.5 * log_variance)
-    nats = torch.where(_wide(t == 0, x0), likelihood, kl)
+    nats = torch.where(wide(t == 0, x0), likelihood, kl)
     return nats.flatten(1).mean(1) / math.log(2)
 
 
@@ -88,7 +88,7 @@ class _Posterior:
         self._log_beta = beta.log().to(like)
 
     def mean(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        return _wide(self._of_x0[t], x0) * x0 + _wide(self._of_xt[t], x0) * x_t
+        return wide(self._of_x0[t], x0) * x0 + wide(self._of_xt[t], x0) * x_t
 
     def log_variance(self, t: Tensor) -> Tensor:
         return self._log_variance[t].view(-1, 1, 1, 1)
@@ -106,7 +106,3 @@ def _discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> T
     inner = (upper - lower).clamp(min=1e-12).log()
     log_upper, log_lower = upper.clamp(min=1e-12).log(), (1 - lower).clamp(min=1e-12).log()
     return torch.where(x < -0.999, log_upper, torch.where(x > 0.999, log_lower, inner))
-
-
-def _wide(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *(1,) * (like.ndim - 1))

@@ -20,7 +20,8 @@ from core.diffusion.families import load_base
 from core.logs import configure_logs
 from core.parent import die_with_parent
 from core.training.distributed import Group, RankLost, take_over
-from core.training.loop import Trainee, advance
+from core.training.loop import advance
+from core.training.trainee import Trainee
 
 log = structlog.get_logger()
 

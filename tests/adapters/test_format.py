@@ -88,6 +88,10 @@ def nan(tensors: dict[str, torch.Tensor], _: dict[str, str]) -> None:
     tensors["proj_out_2.bias"][0] = torch.nan
 
 
+def endless(layout: str) -> str:
+    return json.dumps({**json.loads(layout), "hidden": 0}).replace('"hidden": 0', '"hidden": 1e999')
+
+
 NAME = "proj_out_2.bias"
 
 
@@ -105,6 +109,7 @@ NAME = "proj_out_2.bias"
         (lambda _, meta: meta.update(format_version="99"), "format_version is '99'"),
         (lambda _, meta: meta.pop("layout"), "the header has no layout"),
         (lambda _, meta: meta.update(layout="{}"), "layout is not readable"),
+        (lambda _, meta: meta.update(layout=endless(meta["layout"])), "layout is not readable"),
         (lambda _, meta: meta.update(classes="[1]"), "classes is no list of names"),
         (lambda _, meta: meta.update(class_start="[0]"), "class_start is no list"),
         (lambda _, meta: meta.update(class_start="[0, -3, true]"), "class_start is no list"),
@@ -144,6 +149,9 @@ def many_tensors() -> bytes:
     return struct.pack("<Q", len(head)) + head
 
 
+ENDLESS = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,1e999]}}'  # Python reads it as infinity
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -154,11 +162,12 @@ def many_tensors() -> bytes:
         (struct.pack("<Q", 2**62) + b"{}", "a header of"),
         (struct.pack("<Q", 100) + b"{}", "truncated within its header"),
         (struct.pack("<Q", 2) + b"[]", "no safetensors header"),
+        (struct.pack("<Q", len(ENDLESS)) + ENDLESS, "no safetensors header"),
         (struct.pack("<Q", 2) + b"{}", "format_version is None"),
         (million_tensors(), "a header of"),
         (many_tensors(), "30000 tensors"),
     ],
-    ids=["empty", "short", "pickle", "zip", "huge", "cut", "list", "bare", "million", "many"],
+    ids=["empty", "short", "pickle", "zip", "huge", "cut", "list", "endless", "bare", "million", "many"],
 )
 def test_what_is_no_adapter_is_refused(content: bytes, message: str):
     with pytest.raises(CorruptAdapter, match=message):

@@ -99,6 +99,14 @@ def test_a_class_name_must_be_short_and_trimmed(judge: Judge, name: str) -> None
     assert judge(zip_of({**some("dogs"), **some(name)})).code == "bad_class_name"
 
 
+@pytest.mark.parametrize(("name", "twin"), [("Cats", "cats"), ("STRASSE", "straße")])
+def test_class_names_that_differ_in_case_alone_are_refused(judge: Judge, name: str, twin: str) -> None:
+    """A prompt names a class in any case: it could mean either."""
+    report = judge(zip_of({**some("birds"), **some(name), **some(twin)}))
+    assert report.code == "bad_class_name"
+    assert f"'{twin}' differs from '{name}' in case alone" in str(report.detail)
+
+
 def test_too_many_classes_or_images_are_refused(judge: Judge) -> None:
     archive = zip_of({**some("cats"), **some("dogs"), **some("birds")})
     assert judge(archive, max_classes=2).code == "too_many_classes"

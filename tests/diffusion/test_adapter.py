@@ -4,7 +4,6 @@ import torch
 from core.diffusion.adapter import Adapter
 from core.diffusion.base import Base
 from core.errors import Invalid
-from tests.diffusion.tiny import make_adapter
 
 
 def test_a_zero_adapter_counts_its_parameters_and_changes_nothing(base: Base):
@@ -12,24 +11,6 @@ def test_a_zero_adapter_counts_its_parameters_and_changes_nothing(base: Base):
     assert adapter.parameter_count == len(adapter.theta) + adapter.class_delta.numel()
     assert not adapter.theta.any()
     assert adapter.class_start == (None, None)
-
-
-def test_strength_is_linear_and_leaves_the_adapter_alone(base: Base):
-    adapter = make_adapter(base)
-    before = adapter.theta.clone()
-    half = adapter.scaled(0.5)
-    assert torch.equal(half.theta, before / 2)
-    assert torch.equal(half.class_delta, adapter.class_delta / 2)
-    assert torch.equal(adapter.theta, before)
-
-
-def test_a_class_is_found_by_its_name(base: Base):
-    adapter = make_adapter(base, classes=2)
-    assert adapter.label_of("class-1") == 1
-    with pytest.raises(Invalid) as caught:
-        adapter.label_of("nose")
-    assert (caught.value.code, caught.value.pointer) == ("unknown_class", "/prompt")
-    assert "class-0, class-1" in str(caught.value)
 
 
 @pytest.mark.parametrize(

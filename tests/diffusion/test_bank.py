@@ -1,5 +1,7 @@
 """The bank: slot 0 is the base, a slot holds its adapter and nothing of the one before."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -44,7 +46,7 @@ def test_strength_scales_the_differences_and_never_the_start_rows(base: Base):
     bank = AdapterBank(base.layout(), base, slots=3)
     adapter = make_adapter(base, class_start=(1, None, 0))
     bank.load(1, adapter)
-    bank.load(2, adapter.scaled(0.25))
+    bank.load(2, replace(adapter, theta=adapter.theta / 4, class_delta=adapter.class_delta / 4))
     scale, one, two, labels = torch.tensor([0.25]), torch.tensor([1]), torch.tensor([2]), torch.tensor([0])
     assert torch.equal(bank.rows(one, scale), bank.rows(two))
     assert torch.equal(bank.class_rows(one, labels, scale), bank.class_rows(two, labels))

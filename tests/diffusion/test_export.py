@@ -106,7 +106,7 @@ def test_every_block_of_the_exported_model_has_the_embedders_again(folder: Path,
     base = load_base(folder)
     adapter = adapter_of(base)
     model = DiTTransformer2DModel.from_pretrained(export(adapter, folder, tmp_path / "out") / "transformer")
-    starts = base.class_starts(adapter.start_indices(base.num_classes))
+    starts = base.class_starts(base.start_indices(adapter.classes, adapter.class_start))
     for block in model.transformer_blocks:
         assert torch.equal(block.norm1.emb.class_embedder.embedding_table.weight, starts + adapter.class_delta)
         offset = adapter.layout.split(adapter.theta)["conditioning.timestep_embedder.linear_1.bias"]

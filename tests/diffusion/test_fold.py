@@ -25,7 +25,7 @@ def test_a_folded_adapter_equals_the_unfolded_one(bases: tuple[Base, Base]) -> N
     fold(own, adapter)
     x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([3.0, 300.0, 700.0, 999.0])
-    starts = base.class_starts(adapter.start_indices(base.num_classes)) + adapter.class_delta
+    starts = base.class_starts(base.start_indices(adapter.classes, adapter.class_start)) + adapter.class_delta
     labels = torch.tensor([0, 1, 2, 3])  # the last is the null row
     with torch.no_grad():
         unfolded = base.forward(x, t, adapter.theta.expand(4, -1), starts[labels], layout)
@@ -44,7 +44,7 @@ def test_folding_into_the_shipped_base_changes_nothing_either() -> None:
     fold(own, adapter)
     x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     t, labels = torch.tensor([40.0, 800.0]), torch.tensor([0, 3])
-    starts = base.class_starts(adapter.start_indices(base.num_classes)) + adapter.class_delta
+    starts = base.class_starts(base.start_indices(adapter.classes, adapter.class_start)) + adapter.class_delta
     with torch.no_grad():
         unfolded = base.forward(x, t, adapter.theta.expand(2, -1), starts[labels])
         folded = own.forward(x, t, None, own.class_table[labels])

@@ -21,8 +21,11 @@ from core.diffusion.fold import fold
 from core.errors import Invalid
 from core.sampling.engine import Engine
 from core.sampling.request import AdapterPart, SampleRequest
+from core.training import checkpoint
+from core.training.continuing import continued, read_adapter, read_checkpoint
 from core.training.data import TrainingData, prepare
-from core.training.loop import finish, fit, numeric_path, start, validation_loss
+from core.training.loop import finish, fit, start, validation_loss
+from core.training.path import numeric_path
 from core.training.spec import POINTER, TrainSpec, resolve
 from tests.diffusion.tiny import make_pixart
 from tests.training.jobs import CLASSES, make_images
@@ -138,6 +141,20 @@ def test_it_trains_and_its_table_is_empty(base: Base, data: TrainingData, rows):
     adapter = finish(last.state, base, spec, data)
     assert adapter.class_delta.shape == (len(CLASSES) + 1, 0)
     assert adapter.parameter_count == len(adapter.theta) == base.layout().size
+
+
+@pytest.mark.parametrize("kind", ["adapter", "checkpoint"])
+def test_a_job_goes_on_from_what_another_left(base: Base, data: TrainingData, kind: str):
+    spec = spec_of(base, steps=3)
+    *_, last = fit(base, data, spec)
+    if kind == "adapter":
+        source = read_adapter(adapter_format.save(finish(last.state, base, spec, data)), base, spec)
+    else:
+        kept = checkpoint.dump(last.state, spec.digest, data.digest, numeric_path(base, spec))
+        source = read_checkpoint(kept, base, spec, data.classes)
+    state = continued(base, data, spec, source)
+    assert torch.equal(state.vector, last.state.average)
+    assert (state.step, bool(state.first.any()), state.class_start) == (0, False, (None,) * len(CLASSES))
 
 
 def test_its_file_loads_again_and_refuses_what_it_does_not_fit(base: Base, tmp_path: Path):

@@ -178,7 +178,7 @@ def test_an_image_is_what_the_plain_loop_draws(base: Base, solver: Any, guidance
     adapter = shelf.adapters["adapter-0"]
     item = make_request(3, adapter="adapter-0", label=1, solver=solver, guidance=guidance, guidance_scale=2.5, steps=6)
     [drawn] = draw(make_engine(base, shelf), item)
-    starts = base.class_starts(adapter.start_indices(base.num_classes)) + adapter.class_delta
+    starts = base.class_starts(base.start_indices(adapter.classes, adapter.class_start)) + adapter.class_delta
     branches: list[Branch] = [(adapter.theta, starts[1])]
     if guidance != "none":
         branches.append((adapter.theta, starts[-1]) if guidance == "cfg" else (None, base.class_table[-1]))

@@ -21,11 +21,13 @@ from core import faults
 from core.adapters import format as adapter_format
 from core.diffusion.base import Base
 from core.diffusion.families import load_base
-from core.training import checkpoint, loop
+from core.training import checkpoint, trainee
 from core.training.data import TrainingData
-from core.training.loop import TrainState, finish, fit, numeric_path
+from core.training.loop import finish, fit
+from core.training.path import NumericPath, numeric_path
 from core.training.randomness import generator
 from core.training.spec import TrainSpec
+from core.training.trainee import TrainState
 from tests.training.jobs import make_data, make_spec
 
 STEPS, CHECKPOINT_EVERY = 20, 3
@@ -77,7 +79,7 @@ def _train(base: Base, data: TrainingData, asked: Mapping[str, Any]) -> None:
     (folder / "result.json").write_text(json.dumps({"sha256": digest, "threads": threads}))
 
 
-def _load(folder: Path, spec: TrainSpec, data: TrainingData, path: Mapping[str, Any]) -> TrainState | None:
+def _load(folder: Path, spec: TrainSpec, data: TrainingData, path: NumericPath) -> TrainState | None:
     file = folder / "checkpoint"
     return checkpoint.load(file.read_bytes(), spec.digest, data.digest, path) if file.exists() else None
 
@@ -95,7 +97,7 @@ def _draw_without_steps() -> None:
     def drawn(seed: int, purpose: str, number: int = 0) -> torch.Generator:
         return running if purpose == "step" else generator(seed, purpose, number)
 
-    loop.generator = drawn
+    trainee.generator = drawn
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,11 @@ from core.training import checkpoint
 from core.training.checkpoint import CheckpointMismatch
 from core.training.crew import Crew
 from core.training.data import TrainingData
-from core.training.distributed import RankLost
-from core.training.loop import (
-    Diverged,
-    Progress,
-    Ranks,
-    Trainee,
-    TrainState,
-    advance,
-    fit,
-    numeric_path,
-    start,
-)
+from core.training.distributed import RankLost, share_of
+from core.training.loop import advance, fit, start
+from core.training.path import NumericPath, numeric_path
 from core.training.spec import TrainSpec
+from core.training.trainee import Diverged, Progress, Ranks, Trainee, TrainState
 from tests.servers import is_running
 from tests.training.jobs import make_data, make_spec
 
@@ -116,7 +109,7 @@ class Seen:
 
 def one_step(base: Base, data: TrainingData, spec: TrainSpec, ranks: Ranks, state: TrainState) -> Seen:
     seen = Seen(ranks)
-    path = numeric_path(base, spec) | {"world": ranks.world}
+    path = replace(numeric_path(base, spec), world=ranks.world)
     if isinstance(ranks, Crew):
         ranks.join(data, spec, state, path)
     advance(base, [Trainee(base, data, spec, state, path, seen)])
@@ -174,7 +167,7 @@ def test_all_ranks_are_at_the_same_state_bit_for_bit_after_every_step(
 def test_a_job_left_at_any_step_ends_in_the_same_bytes(latent_base: Base, data: TrainingData, crew: Crew):
     spec = make_spec(latent_base, devices=2, steps=6, batch_size=5)
     path = numeric_path(latent_base, spec)
-    assert path["world"] == 2
+    assert path.world == 2
     *_, last = led(crew, latent_base, data, spec)
     wanted = digest(last.state, spec, data, path)
     for left_at in (1, 5):
@@ -185,7 +178,7 @@ def test_a_job_left_at_any_step_ends_in_the_same_bytes(latent_base: Base, data: 
         *_, last = led(crew, latent_base, data, spec, state)
         assert digest(last.state, spec, data, path) == wanted, left_at
     with pytest.raises(CheckpointMismatch, match="world 2, this run 1"):
-        checkpoint.load(saved, spec.digest, data.digest, {**path, "world": 1})
+        checkpoint.load(saved, spec.digest, data.digest, replace(path, world=1))
 
 
 def test_a_lead_that_is_busy_for_longer_than_an_exchange_may_take_keeps_its_crew(
@@ -225,13 +218,20 @@ def test_a_step_that_the_lead_does_not_finish_ends_the_crew(latent_base: Base, d
     assert not is_running(crew.pids[0])
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("rows", [7, 8, 64])
+def test_every_row_is_one_ranks_and_none_has_much_more_than_another(rows: int, world: int):
+    shares = [share_of(rows, rank, world) for rank in range(world)]
+    assert [row for share in shares for row in share] == list(range(rows))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
 def test_three_processes_do_what_two_do(crews: Crews, latent_base: Base, latent_folder: Path, data: TrainingData):
     spec = make_spec(latent_base, devices=3, batch_size=7, clip_norm=1e6)
     whole = one_step(latent_base, data, spec, Alone(), some_state(latent_base, data, spec))
     three = crews.get(latent_base, latent_folder, world=3)
     shared = one_step(latent_base, data, spec, three, some_state(latent_base, data, spec))
     assert apart(shared.got[0], whole.got[0]) < 1e-6
-    assert [len(range(7 * rank // 3, 7 * (rank + 1) // 3)) for rank in range(3)] == [2, 2, 3]
 
 
 def test_a_process_that_is_killed_is_missed_at_once(
@@ -267,7 +267,8 @@ import sys
 from pathlib import Path
 from core.diffusion.families import load_base
 from core.training.crew import Crew
-from core.training.loop import fit, numeric_path, start
+from core.training.loop import fit, start
+from core.training.path import numeric_path
 from tests.training.jobs import make_data, make_spec
 
 folder = Path(sys.argv[1])
@@ -305,5 +306,5 @@ def led(
     yield from fit(base, data, spec, state, path, crew)
 
 
-def digest(state: TrainState, spec: TrainSpec, data: TrainingData, path: dict[str, Any]) -> str:
+def digest(state: TrainState, spec: TrainSpec, data: TrainingData, path: NumericPath) -> str:
     return hashlib.sha256(checkpoint.dump(state, spec.digest, data.digest, path)).hexdigest()

@@ -1,6 +1,7 @@
 """Training: it learns, it touches nothing but its vector, and it goes on from any step bit for bit."""
 
 import hashlib
+import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -20,18 +21,11 @@ from core.training import checkpoint
 from core.training.checkpoint import CheckpointMismatch, CorruptCheckpoint
 from core.training.class_start import choose_class_start
 from core.training.data import TrainingData
-from core.training.loop import (
-    Diverged,
-    Trainee,
-    TrainState,
-    advance,
-    finish,
-    fit,
-    numeric_path,
-    start,
-    validation_loss,
-)
+from core.training.loop import advance, finish, fit, start, validation_loss
+from core.training.path import numeric_path
 from core.training.spec import TrainSpec
+from core.training.trainee import Diverged, Trainee, TrainState
+from tests.diffusion.tiny import make_pipeline
 from tests.training.jobs import make_data, make_spec
 
 
@@ -72,9 +66,24 @@ def test_a_base_in_bfloat16_trains_a_vector_in_float32(latent_folder: Path):
     *_, last = fit(base, data, spec)
     assert {parameter.dtype for parameter in base.network.parameters()} == {torch.bfloat16}
     assert last.state.vector.dtype == torch.float32
-    assert numeric_path(base, spec)["dtype"] == "bfloat16"
+    assert numeric_path(base, spec).dtype == "bfloat16"
     assert before is not None
     assert last.val_loss < before
+
+
+def test_a_flow_with_twice_the_channels_is_trained_on_its_velocity_alone(tmp_path: Path):
+    base = load_base(make_pipeline(tmp_path / "flow", vae=False, learned_sigma=True, flow=True))
+    data, spec = make_data(base), make_spec(base, steps=1)
+    state = start(base, data, spec)
+    trainee = Trainee(base, data, spec, state)
+    draw, schedule = trainee.draw(), base.schedule
+    _, table = trainee.pieces(state.vector)
+    x_t = schedule.add_noise(draw.x0, draw.eps, draw.t)
+    with torch.no_grad():
+        out = base.forward(x_t, schedule.times[draw.t], None, trainee.class_rows(table, draw.labels))
+    [progress] = fit(base, data, spec, state)
+    error = (out[:, :3] - (draw.eps - draw.x0)).square().mean()
+    assert progress.loss == pytest.approx(float(error), rel=1e-5)
 
 
 def test_nothing_of_the_base_is_written(base: Base, data: TrainingData):
@@ -143,13 +152,32 @@ def test_a_checkpoint_of_something_else_is_refused_by_what_differs(base: Base, d
     with pytest.raises(CheckpointMismatch, match="another data"):
         checkpoint.load(saved, spec.digest, "0", path)
     with pytest.raises(CheckpointMismatch, match="threads 1, this run 2"):
-        checkpoint.load(saved, spec.digest, data.digest, {**path, "threads": 2})
+        checkpoint.load(saved, spec.digest, data.digest, replace(path, threads=2))
     for length in (0, 7, 100, len(saved) - 1):
         with pytest.raises(CorruptCheckpoint):
             checkpoint.load(saved[:length], spec.digest, data.digest, path)
     adapter = adapter_format.save(finish(start(base, data, spec), base, spec, data))
     with pytest.raises(CorruptCheckpoint, match="no checkpoint"):
         checkpoint.load(adapter, spec.digest, data.digest, path)
+
+
+def test_a_checkpoint_from_before_a_part_of_the_path_is_gone_on_from(base: Base, data: TrainingData):
+    """Parts that came later have the value that all jobs had before; a part that comes after us we cannot keep."""
+    spec = make_spec(base)
+    state, path = start(base, data, spec), numeric_path(base, spec)
+    saved = checkpoint.dump(state, spec.digest, data.digest, path)
+    metadata, _ = adapter_format.read_header(saved)
+    tensors = {name: getattr(state, name) for name in TrainState.TENSORS}
+
+    def with_path(parts: dict[str, Any]) -> bytes:
+        return adapter_format.write_safetensors(tensors, {**metadata, "numeric_path": json.dumps(parts)})
+
+    older = {key: value for key, value in path.to_json().items() if key != "compiled"}
+    assert checkpoint.load(with_path(older), spec.digest, data.digest, path).step == 0
+    with pytest.raises(CheckpointMismatch, match="compiled False, this run True"):
+        checkpoint.load(with_path(older), spec.digest, data.digest, replace(path, compiled=True))
+    with pytest.raises(CheckpointMismatch, match="another version's"):
+        checkpoint.load(with_path({**path.to_json(), "order": "new"}), spec.digest, data.digest, path)
 
 
 def test_a_state_of_another_size_is_refused(base: Base, data: TrainingData):
@@ -289,7 +317,7 @@ def test_a_shift_draws_noisy_times_more_often(base: Base, data: TrainingData):
 def test_micro_batches_give_the_gradient_of_the_whole_batch(base: Base, data: TrainingData):
     spec = make_spec(base, batch_size=10)
     [whole] = islice(fit(base, data, spec), 1)
-    [cut] = islice(fit(base, data, spec, path={**numeric_path(base, spec), "micro_batch": 4}), 1)
+    [cut] = islice(fit(base, data, spec, path=replace(numeric_path(base, spec), micro_batch=4)), 1)
     torch.testing.assert_close(cut.state.first, whole.state.first, rtol=1e-4, atol=1e-6)
     assert cut.loss == pytest.approx(whole.loss, rel=1e-5)
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from core.diffusion.base import Base
 from core.training import checkpoint
 from core.training.data import TrainingData
-from core.training.loop import fit, numeric_path
+from core.training.loop import fit
 from core.training.memory import OutOfMemory, fit_micro_batch, free_bytes, is_out_of_memory, row_bytes
+from core.training.path import numeric_path
 from tests.diffusion.tiny import make_pipeline
 from tests.training.jobs import make_data, make_spec
 
@@ -75,12 +77,12 @@ def test_trying_leaves_nothing_behind(base: Base, data: TrainingData) -> None:
 
 def test_a_checkpoint_serves_a_smaller_micro_batch_and_no_larger_one(base: Base, data: TrainingData) -> None:
     spec = make_spec(base, batch_size=8)
-    path = {**numeric_path(base, spec), "micro_batch": 4}
+    path = replace(numeric_path(base, spec), micro_batch=4)
     [progress] = islice(fit(base, data, spec, path=path), 1)
     saved = checkpoint.dump(progress.state, spec.digest, data.digest, path)
-    assert checkpoint.load(saved, spec.digest, data.digest, {**path, "micro_batch": 2}).step == 1
+    assert checkpoint.load(saved, spec.digest, data.digest, replace(path, micro_batch=2)).step == 1
     with pytest.raises(checkpoint.CheckpointMismatch, match="micro_batch 4, this run 8"):
-        checkpoint.load(saved, spec.digest, data.digest, {**path, "micro_batch": 8})
+        checkpoint.load(saved, spec.digest, data.digest, replace(path, micro_batch=8))
 
 
 @pytest.mark.parametrize(

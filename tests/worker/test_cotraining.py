@@ -9,7 +9,7 @@ from sqlalchemy import update
 
 from core.jobs import service as jobs
 from core.models import Job, Tenant
-from core.training.loop import Diverged, Progress, Trainee
+from core.training.trainee import Diverged, Progress, Trainee
 from tests.worker.shop import Shop
 from worker import app, cotraining
 from worker.runtime import cpu_threads

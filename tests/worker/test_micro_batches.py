@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from core.training.loop import Trainee
+from core.training.trainee import Trainee
 from tests.worker.shop import MODEL, Shop
 
 KILLED = -9
