@@ -16,7 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from core.errors import Conflict, DomainError, Invalid, NotFound, OverQuota, Unavailable
+from core.errors import Conflict, DomainError, Invalid, NotFound, OverQuota, Unavailable, param_of
 from core.storage.base import ObjectMissing
 from core.tenants.service import Suspended, Unauthenticated
 
@@ -128,7 +128,7 @@ def problem(
         "error": {
             "code": code,
             "message": detail,
-            "param": errors[0]["pointer"].strip("/").replace("/", ".") or None if errors else None,
+            "param": param_of(errors[0]["pointer"]) if errors else None,
             "type": _openai_type(status),
         },
     }

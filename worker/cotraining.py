@@ -51,8 +51,10 @@ class CoTraining:
             if not attempts.is_waiting(session, catalog, fits, devices):
                 return False
         with self._services.database.write() as session:
-            lease_seconds = self._services.settings.lease_seconds
-            plan = attempts.claim(session, self._services.worker, lease_seconds, catalog, fits, devices)
+            settings = self._services.settings
+            plan = attempts.claim(
+                session, self._services.worker, settings.lease_seconds, catalog, fits, devices, settings.max_steps
+            )
         if plan is None:
             return False
         log.info("job.claimed", job_id=plan.job_id, attempt=plan.attempt, beside=len(self._slices))
