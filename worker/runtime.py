@@ -191,7 +191,7 @@ class Runtime:
 
     def row_bytes(self, base: Base, data: TrainingData, spec: TrainSpec) -> int:
         """What a row of such a job takes in a pass, measured once."""
-        key = (base.fingerprint, layout_of(base, spec), data.mean.shape[2:])
+        key = (base.fingerprint, base.dtype, layout_of(base, spec), data.mean.shape[2:])
         if key not in self._row_bytes:
             self._row_bytes[key] = row_bytes(base, data, spec)
             log.info("row.measured", base=base.name, bytes=self._row_bytes[key])

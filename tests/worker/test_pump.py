@@ -172,11 +172,12 @@ def test_an_image_does_not_depend_on_what_shares_its_batch(shop: Shop) -> None:
     job_id = shop.job()
     shop.pump()
     [adapter] = shop.adapters(job_id)
-    alone = [shop.sample(), shop.sample(adapter.id, prompt="disc")]
-    for sample_id in alone:
+    alone: list[str] = []
+    for adapters, prompt in (((), None), ((adapter.id,), "disc")):
+        alone.append(shop.sample(*adapters, prompt=prompt))
         shop.pump()
-        assert shop.get_sample(sample_id).status in ("succeeded", "queued")
-    shop.pump()
+        found = shop.get_sample(alone[-1])
+        assert (found.status, (found.stats or {})["batch_size"]) == ("succeeded", 2 if adapters else 1)
     together = [shop.sample(steps=4), shop.sample(adapter.id, prompt="disc"), shop.sample(steps=9)]
     shop.pump()
     pictures = [_picture(shop, sample_id) for sample_id in (*alone, *together[:2])]
