@@ -150,9 +150,8 @@ def unavailable(instance: str) -> ProblemResponse:
 def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(DomainError)
     async def _domain(request: Request, error: DomainError) -> Response:
-        if error.code == ObjectMissing.code:  # the store's own name for it is ours alone
-            log.error("object.missing", error=str(error))
-            error = ObjectMissing("its bytes are not in the object store any more")
+        if isinstance(error, ObjectMissing) and error.key is not None:
+            log.error("object.missing", key=error.key)
         return domain_problem(error, request.url.path)
 
     @app.exception_handler(RequestValidationError)

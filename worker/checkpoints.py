@@ -71,7 +71,7 @@ class Checkpoints:
             except (ObjectMissing, DomainError) as error:
                 if isinstance(error, Unavailable):
                     raise
-                log.warning("job.checkpoint_unreadable", error=str(error))
+                log.warning("job.checkpoint_unreadable", key=self.latest.key, error=str(error))
             with self._services.database.write() as session:
                 self.latest = attempts.drop_checkpoint(session, self._plan)
         return None

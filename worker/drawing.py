@@ -222,7 +222,7 @@ class Drawing:
         """The caller learns a code that it can act on; what we did not expect keeps its traceback here."""
         if isinstance(error, DomainError):
             code, message = error.code, str(error)
-            log.info("sample.failed", sample_id=plan.sample_id, code=code)
+            log.info("sample.failed", sample_id=plan.sample_id, code=code, key=getattr(error, "key", None))
         else:
             code, message = "internal_error", "the images could not be drawn"
             log.error("sample.failed", sample_id=plan.sample_id, exc_info=error)

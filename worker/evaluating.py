@@ -24,7 +24,7 @@ from core.jobs import attempts
 from core.sampling.engine import Sampled
 from core.sampling.request import AdapterPart, SampleRequest
 from core.storage import keys
-from core.storage.base import CorruptObject, ObjectMissing
+from core.storage.base import ObjectMissing
 from core.training.data import split
 from core.training.randomness import generator
 from worker.runtime import Runtime
@@ -77,12 +77,11 @@ class Evaluating:
         ):
             try:
                 self._advance()
-            except (CorruptObject, ObjectMissing) as error:
-                self._fail("dataset_corrupt", str(error))
             except Unavailable as error:
                 log.warning("evaluation.postponed", error=str(error))
                 self._put_back(error.code)
             except DomainError as error:
+                log.info("evaluation.failed", code=error.code, key=getattr(error, "key", None))
                 self._fail(error.code, str(error))
             except Exception as error:
                 log.exception("evaluation.crashed")
@@ -125,14 +124,12 @@ class Evaluating:
             self.hand_back()
 
     def _prepare(self) -> _Work:
-        plan, store = self.plan, self._services.store
+        plan = self.plan
         if plan.adapter_digest and plan.adapter_key:
             self._runtime.know(plan.adapter_digest, plan.adapter_key)
         network = load_features()
-        data = store.get(plan.pack_key)
-        if hashlib.sha256(data).hexdigest() != plan.pack_sha256:
-            raise CorruptObject("the dataset's bytes differ from what was validated", code="dataset_corrupt")
-        images, labels, classes = read_pack(data, plan.spec.size)
+        pack = self._runtime.pack(plan.pack_key, plan.pack_sha256)
+        images, labels, classes = read_pack(pack, plan.spec.size)
         training, held_out = torch.zeros(0, dtype=torch.long), torch.arange(len(images))
         if plan.spec.part == "held_out":
             training, held_out = split(torch.tensor(labels), len(classes), plan.spec.part_seed)

@@ -26,7 +26,7 @@ from core.errors import Unavailable
 from core.jobs.attempts import Plan
 from core.models import Adapter as AdapterRow
 from core.sampling.engine import Engine
-from core.storage.base import CorruptObject
+from core.storage.base import CorruptObject, ObjectMissing
 from core.training.crew import Crew
 from core.training.data import TrainingData, prepare
 from core.training.loop import NumericPath, Trainee, layout_of, numeric_path
@@ -210,16 +210,25 @@ class Runtime:
     def _room(self, base: Base) -> int:
         return int(self.services.settings.train_memory_share * free_bytes(base.device))
 
+    def pack(self, key: str, sha256: str) -> bytes:
+        """A validated dataset's bytes. Raises CorruptObject, which is `dataset_corrupt`, where they are gone too."""
+        try:
+            data = self.services.store.get(key)
+        except ObjectMissing as error:
+            log.error("object.missing", key=key)
+            raise CorruptObject("the dataset's bytes are gone", code="dataset_corrupt") from error
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise CorruptObject("the dataset's bytes differ from what was validated", code="dataset_corrupt")
+        return data
+
     def prepared(self, plan: Plan) -> TrainingData:
-        """The dataset as latents, from memory where an earlier slice made them. Raises CorruptObject, ObjectMissing."""
+        """The dataset as latents, from memory where an earlier slice made them. Raises CorruptObject."""
         base = self.device(plan.model).base
         spec = plan.spec
         key = (base.fingerprint, plan.pack_sha256, spec.image_size, spec.flip, spec.seed, torch.get_num_threads())
         if key not in self._prepared:
-            data = self.services.store.get(plan.pack_key)
-            if hashlib.sha256(data).hexdigest() != plan.pack_sha256:
-                raise CorruptObject("the dataset's bytes differ from what was validated", code="dataset_corrupt")
-            images, labels, classes = read_pack(data, plan.spec.image_size)
+            pack = self.pack(plan.pack_key, plan.pack_sha256)
+            images, labels, classes = read_pack(pack, plan.spec.image_size)
             self._prepared[key] = prepare(base, images, labels, classes, seed=plan.spec.seed, flip=plan.spec.flip)
             while len(self._prepared) > _PREPARED:
                 self._prepared.popitem(last=False)

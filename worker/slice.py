@@ -22,11 +22,10 @@ from core.jobs.attempts import Plan, Standing
 from core.models import Adapter as AdapterRow
 from core.models import Tenant
 from core.storage import keys
-from core.storage.base import CorruptObject, ObjectMissing
 from core.training.crew import Crew
 from core.training.data import TrainingData
 from core.training.distributed import RankLost
-from core.training.loop import Diverged, Progress, Trainee, TrainState, finish
+from core.training.loop import Progress, Trainee, TrainState, finish
 from core.training.memory import OutOfMemory, halved, is_out_of_memory
 from core.training.spec import TrainSpec
 from worker.checkpoints import Checkpoints, first_state
@@ -155,10 +154,6 @@ class Slice:
         ):
             try:
                 yield
-            except Diverged as error:
-                self._fail("diverged", str(error))
-            except (CorruptObject, ObjectMissing) as error:
-                self._fail("dataset_corrupt", str(error))
             except OutOfMemory as error:
                 self._fail(error.code, str(error))
             except Unavailable as error:

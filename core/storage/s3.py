@@ -97,7 +97,7 @@ def _translated(key: str) -> Iterator[None]:
         yield
     except ClientError as error:
         if error.response["Error"]["Code"] in _MISSING:
-            raise ObjectMissing(f"no object {key}") from error
+            raise ObjectMissing(key=key) from error
         raise StorageUnavailable(f"the object store refused: {error.response['Error']['Code']}") from error
     except (BotoCoreError, Boto3Error) as error:
         raise StorageUnavailable(f"the object store does not answer: {type(error).__name__}") from error
