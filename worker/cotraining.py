@@ -70,9 +70,10 @@ class CoTraining:
         if unprepared is not None:
             unprepared.prepare()
             self._measure(unprepared)
-        else:
+        if unprepared is None or unprepared.trainee is None:
             self._step(self._next_group(min(self._row_limit, _HASTY_ROWS) if hasty else self._row_limit))
-            if time.monotonic() > self._until:  # after a step, so that every slice gets somewhere
+            # After a step, so that every slice gets somewhere; but not for one that is never prepared.
+            if time.monotonic() > self._until:
                 self.hand_back()
         self._slices = tuple(one for one in self._slices if not one.is_over)
 
@@ -92,7 +93,7 @@ class CoTraining:
         group: list[tuple[Slice, Trainee]] = []
         rows = 0
         for one in self._slices:
-            trainee = one.ready()
+            trainee = None if one.trainee is None else one.ready()
             if trainee is None:
                 continue
             if group and (rows + _rows(trainee) > row_limit or not trainee.may_share(group[0][1])):

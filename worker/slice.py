@@ -83,8 +83,8 @@ class Slice:
     @property
     def rows(self) -> int:
         """Of one forward pass."""
-        batch = self.plan.spec.batch_size
-        return batch if self._run is None else min(batch, self._run.trainee.path.micro_batch)
+        batch, path = self.plan.spec.batch_size, self.plan.numeric_path
+        return batch if path is None else min(batch, path["micro_batch"])
 
     def prepare(self) -> None:
         """Dataset to latents, checkpoint to state. The numeric path is written down before the first step ever.
@@ -93,6 +93,10 @@ class Slice:
         again. Sampling goes on in between.
         """
         with self._attempt():
+            standing = self._standing()
+            if not standing.goes_on:
+                self._stop(standing)
+                return
             self._crew = self._crew or self._runtime.crew(self.plan)
             if self._crew is not None and not self._crew.is_ready(_READY_SECONDS):
                 return
@@ -187,13 +191,19 @@ class Slice:
         return path
 
     def _halve_micro_batch(self) -> None:
-        """Memory ran out: again from the last checkpoint, which is read anew, in smaller parts."""
-        path, rows = self.plan.numeric_path, self.rows
-        if path is None or (rows == 1 and self._failed_at_one):
-            self._fail("out_of_memory", "a training step does not fit into the memory of this device any more")
+        """Memory ran out: again from the last checkpoint, which is read anew, in smaller parts.
+
+        Before there is a trainee they are no help: what it takes to make one has room another time, or never.
+        """
+        if self._run is None:
+            self._put_back("memory ran out before its next step", OutOfMemory.code)
+            return
+        rows = self.rows
+        if rows == 1 and self._failed_at_one:
+            self._fail(OutOfMemory.code, "a training step does not fit into the memory of this device any more")
             return
         self._failed_at_one = rows == 1
-        path = {**path, "micro_batch": halved(rows)}
+        path = {**self._run.path, "micro_batch": halved(rows)}
         log.warning("job.memory_ran_out", micro_batch=path["micro_batch"])
         with self._services.database.write() as session:
             if not attempts.halve_micro_batch(session, self.plan, path, self._checkpoints.resumes_at):
@@ -211,8 +221,7 @@ class Slice:
         if is_measured or time.monotonic() - self._reported >= _REPORT_SECONDS:
             standing = self._report(run, progress, is_measured)
         else:
-            with self._services.database.read() as session:
-                standing = attempts.standing(session, self.plan)
+            standing = self._standing()
         if not standing.goes_on:
             self._stop(standing)
             return
@@ -220,6 +229,10 @@ class Slice:
             self._save_checkpoint(run)
         if spec.preview_every and (step % spec.preview_every == 0 or step == spec.steps):
             self._previews.draw(run.trainee)
+
+    def _standing(self) -> Standing:
+        with self._services.database.read() as session:
+            return attempts.standing(session, self.plan)
 
     def _report(self, run: _Run, progress: Progress, is_measured: bool) -> Standing:
         with self._services.database.write() as session:
@@ -308,9 +321,7 @@ class Slice:
             self._services.nudges.announce(plan.job_id)
             self._end()
         else:  # a cancel came first, or another worker has it
-            with self._services.database.read() as session:
-                standing = attempts.standing(session, plan)
-            self._stop(standing)
+            self._stop(self._standing())
 
     def _fail(self, code: str, message: str) -> None:
         with self._services.database.write() as session:
@@ -319,9 +330,9 @@ class Slice:
         self._services.nudges.announce(self.plan.job_id)
         self._end()
 
-    def _put_back(self, reason: str) -> None:
+    def _put_back(self, reason: str, code: str = "crashed") -> None:
         with self._services.database.write() as session:
-            attempts.put_back(session, self.plan, reason, self._services.settings.max_attempts)
+            attempts.put_back(session, self.plan, reason, self._services.settings.max_attempts, code)
             self._charge(session)
         self._services.nudges.rouse()
         self._end()

@@ -286,11 +286,11 @@ def fail(session: Session, plan: Plan, *, code: str, message: str, param: str | 
     return True
 
 
-def put_back(session: Session, plan: Plan, reason: str, max_crashes: int) -> bool:
-    """This attempt could not go on (a crash, an outage): again from the last checkpoint, or `crashed` at the limit."""
+def put_back(session: Session, plan: Plan, reason: str, max_crashes: int, code: str = "crashed") -> bool:
+    """This attempt crashed: again from the last checkpoint, or failed by that code at the limit."""
     if not is_held(session, plan):
         return False
-    return take_back(session, session.get_one(Job, plan.job_id, populate_existing=True), reason, max_crashes)
+    return take_back(session, session.get_one(Job, plan.job_id, populate_existing=True), reason, max_crashes, code)
 
 
 def is_held(session: Session, plan: Plan) -> bool:
@@ -339,7 +339,7 @@ def _plan(session: Session, job: Job) -> Plan:
     )
 
 
-def take_back(session: Session, job: Job, reason: str, max_crashes: int) -> bool:
+def take_back(session: Session, job: Job, reason: str, max_crashes: int, code: str = "crashed") -> bool:
     """Cancelled if that was asked for, failed at the limit, else queued again from its last checkpoint."""
     mine = Job.attempt == job.attempt
     if job.cancel_requested:
@@ -349,7 +349,7 @@ def take_back(session: Session, job: Job, reason: str, max_crashes: int) -> bool
         return paused and _said(session, job, "Job paused")
     if job.crashes + 1 >= max_crashes:
         message = f"given up after {job.crashes + 1} crashes without progress: {reason}"
-        error = {"code": "crashed", "message": message, "param": None}
+        error = {"code": code, "message": message, "param": None}
         failed = move(session, job.id, Status.running, Status.failed, mine, error=error)
         return failed and _said(session, job, f"Job failed: {message}", level="error")
     if not move(session, job.id, Status.running, Status.queued, mine, crashes=Job.crashes + 1, phase="waiting"):
