@@ -17,6 +17,7 @@ from worker.slice import Slice
 
 log = structlog.get_logger()
 
+_WAIT_SECONDS = 0.02
 _HASTY_ROWS = 8  # of a pass while image requests wait: they shall not wait for everybody's step
 
 
@@ -74,15 +75,16 @@ class CoTraining:
             self._step(self._next_group(min(self._row_limit, _HASTY_ROWS) if hasty else self._row_limit))
             # After a step, so that every slice gets somewhere; but not for one that is never prepared.
             if time.monotonic() > self._until:
-                self.hand_back()
+                self.hand_back(at_once=False)
         self._slices = tuple(one for one in self._slices if not one.is_over)
 
-    def hand_back(self) -> None:
-        """Checkpoint all and give them back to the queue."""
+    def hand_back(self, at_once: bool = True) -> None:
+        """Checkpoint all and give them back to the queue; see `Slice.hand_back`."""
         for one in self._slices:
             if not one.is_over:
-                one.hand_back()
-        self._slices = ()
+                self._runtime.moved()
+                one.hand_back(at_once)
+        self._slices = tuple(one for one in self._slices if not one.is_over)
 
     def extend(self, session: Session, lease_seconds: float) -> None:
         for one in self._slices:
@@ -104,6 +106,8 @@ class CoTraining:
 
     def _step(self, group: list[tuple[Slice, Trainee]]) -> None:
         if not group:
+            if any(not one.is_over for one in self._slices):
+                time.sleep(_WAIT_SECONDS)  # all wait to be published
             return
         stepped = tuple(one for one, _ in group)
         self._slices = tuple(one for one in self._slices if one not in stepped) + stepped

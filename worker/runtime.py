@@ -5,8 +5,9 @@ Built on first use and kept for the life of the process: one base in memory serv
 
 import functools
 import hashlib
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +23,6 @@ from core.diffusion.families import load_base
 from core.diffusion.families.dit_passes import check_compiler
 from core.diffusion.layout import AdapterLayout
 from core.diffusion.products import is_quick_at_bfloat16
-from core.errors import Unavailable
 from core.jobs.attempts import Plan
 from core.models import Adapter as AdapterRow
 from core.sampling.engine import Engine
@@ -33,6 +33,7 @@ from core.training.loop import NumericPath, Trainee, layout_of, numeric_path
 from core.training.memory import fit_micro_batch, free_bytes, row_bytes
 from core.training.spec import TrainSpec
 from worker.adapter_cache import AdapterCache
+from worker.outages import Rest, Transactions
 from worker.services import Services, get_services
 
 log = structlog.get_logger()
@@ -63,9 +64,16 @@ class Runtime:
         self._prepared: OrderedDict[tuple[object, ...], TrainingData] = OrderedDict()
         self._row_bytes: dict[tuple[object, ...], int] = {}
         self._crew: Crew | None = None
+        self.moved_at = time.monotonic()  # when the device thread last got anywhere
+        self.transactions = Transactions(services.database, services.settings.lease_seconds, self.moved)
+        self.rest = Rest()
         torch.set_num_threads(services.settings.threads)
         if services.settings.compile:
             check_compiler(torch.device(_device(services.settings.device)))
+
+    def moved(self) -> None:
+        """Called within whatever takes long: a worker that does not for `stall_seconds` is taken to hang."""
+        self.moved_at = time.monotonic()
 
     def close(self) -> None:
         if self._crew is not None:
@@ -229,7 +237,9 @@ class Runtime:
         if key not in self._prepared:
             pack = self.pack(plan.pack_key, plan.pack_sha256)
             images, labels, classes = read_pack(pack, plan.spec.image_size)
-            self._prepared[key] = prepare(base, images, labels, classes, seed=plan.spec.seed, flip=plan.spec.flip)
+            self._prepared[key] = prepare(
+                base, images, labels, classes, seed=plan.spec.seed, flip=plan.spec.flip, moved=self.moved
+            )
             while len(self._prepared) > _PREPARED:
                 self._prepared.popitem(last=False)
         self._prepared.move_to_end(key)
@@ -246,18 +256,6 @@ def _device(name: str) -> str:
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def retried(action: Callable[[], None], tries: int = 3) -> None:
-    """The store's own retries are spent: a few more before a result that is already made is thrown away."""
-    for attempt in range(tries):
-        try:
-            return action()
-        except Unavailable:
-            if attempt == tries - 1:
-                raise
-            log.warning("store.retried", attempt=attempt + 1)
-    return None
 
 
 @contextmanager

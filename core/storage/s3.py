@@ -31,7 +31,7 @@ class S3Store:
             aws_secret_access_key=secret.get_secret_value() if secret else None,
             config=Config(
                 connect_timeout=5,
-                read_timeout=60,
+                read_timeout=30,  # five silent tries end within `stall_seconds`: a worker that waits here does not hang
                 retries={"mode": "standard", "max_attempts": 5},
                 s3={"addressing_style": "path"},
             ),

@@ -1,6 +1,6 @@
 """A job that begins where an adapter or a checkpoint ended: its vector, and the rows of the classes that both have."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -42,9 +42,11 @@ def read_checkpoint(data: bytes, base: Base, spec: TrainSpec, classes: Sequence[
     return Source(state.average[: layout.size], table, tuple(classes), state.class_start)
 
 
-def continued(base: Base, data: TrainingData, spec: TrainSpec, source: Source) -> TrainState:
+def continued(
+    base: Base, data: TrainingData, spec: TrainSpec, source: Source, moved: Callable[[], None] = lambda: None
+) -> TrainState:
     """The state before the first step: the source's, but for classes that it has not; moments and step anew."""
-    state = start(base, data, spec)
+    state = start(base, data, spec, moved)
     size, starts = layout_of(base, spec).size, list(state.class_start)
     state.vector[:size] = source.theta.to(base.device)
     table = state.vector[size:].view(len(data.classes) + 1, -1)

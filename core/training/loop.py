@@ -6,7 +6,7 @@ A job's trainable is one vector: θ, then its class rows' differences. A pass ma
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -116,13 +116,16 @@ def numeric_path(base: Base, spec: TrainSpec, rows: RowPath = "row", compiled: b
     return path.to_json()
 
 
-def start(base: Base, data: TrainingData, spec: TrainSpec) -> TrainState:
-    """The state before the first step: zero, which is the base with each class at its start row."""
+def start(base: Base, data: TrainingData, spec: TrainSpec, moved: Callable[[], None] = lambda: None) -> TrainState:
+    """The state before the first step: zero, which is the base with each class at its start row.
+
+    `moved` is called now and then: to choose the rows may take minutes.
+    """
     layout = layout_of(base, spec)
     starts: tuple[int | None, ...] = (None,) * len(data.classes)
     if spec.class_start == "best":
         starts = choose_class_start(
-            base, data.mean[data.train, 0], data.labels[data.train], len(data.classes), spec.seed
+            base, data.mean[data.train, 0], data.labels[data.train], len(data.classes), spec.seed, moved
         )
     zero = torch.zeros(layout.parameter_count(len(data.classes)), device=base.device)
     return TrainState(zero.clone(), zero.clone(), zero.clone(), zero.clone(), 0, starts)

@@ -30,20 +30,6 @@ def limit(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return allowed
 
 
-@pytest.fixture
-def at_step(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int], Any]:
-    """What is to happen before a job of this seed takes this step."""
-    due: dict[tuple[int, int], Any] = {}
-    real = Trainee.draw
-
-    def draw(trainee: Trainee) -> Any:
-        due.pop((trainee.spec.seed, trainee.state.step), lambda: None)()
-        return real(trainee)
-
-    monkeypatch.setattr(Trainee, "draw", draw)
-    return due
-
-
 def sha(shop: Shop, job_id: str) -> str:
     [adapter] = shop.adapters(job_id)
     return adapter.sha256
