@@ -16,7 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from core.errors import Conflict, DomainError, Invalid, NotFound, OverQuota, Unavailable
+from core.errors import Conflict, DomainError, Invalid, NotFound, OverQuota, Unavailable, param_of
 from core.storage.base import ObjectMissing
 from core.tenants.service import Suspended, Unauthenticated
 
@@ -130,7 +130,7 @@ def problem(
         "error": {
             "code": code,
             "message": detail,
-            "param": errors[0]["pointer"].strip("/").replace("/", ".") or None if errors else None,
+            "param": param_of(errors[0]["pointer"]) if errors else None,
             "type": _openai_type(status),
         },
     }
@@ -152,9 +152,8 @@ def unavailable(instance: str) -> ProblemResponse:
 def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(DomainError)
     async def _domain(request: Request, error: DomainError) -> Response:
-        if error.code == ObjectMissing.code:  # the store's own name for it is ours alone
-            log.error("object.missing", error=str(error))
-            error = ObjectMissing("its bytes are not in the object store any more")
+        if isinstance(error, ObjectMissing) and error.key is not None:
+            log.error("object.missing", key=error.key)
         return domain_problem(error, request.url.path)
 
     @app.exception_handler(RequestValidationError)

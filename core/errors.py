@@ -11,6 +11,16 @@ class DomainError(Exception):
         self.code = code or type(self).code
         self.pointer = pointer
 
+    @property
+    def param(self) -> str | None:
+        """The field at fault in OpenAI's spelling, as replies and the records of what failed have it."""
+        return param_of(self.pointer)
+
+
+def param_of(pointer: str | None) -> str | None:
+    """`/a/b` as `a.b`."""
+    return (pointer or "").strip("/").replace("/", ".") or None
+
 
 class NotFound(DomainError):
     """Not there, or not yours: the two look the same."""

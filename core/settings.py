@@ -111,7 +111,9 @@ class Settings(BaseSettings):
 
     lease_seconds: float = Field(30.0, gt=0, description="A worker that is silent for so long has lost its work.")
     stall_seconds: float = Field(
-        300.0, gt=0, description="A job whose step does not move for so long is given up by its worker."
+        300.0,
+        gt=0,
+        description="A device worker in which nothing moves for so long ends itself, and another starts in its place.",
     )
     slice_seconds: float = Field(
         45.0, gt=0, description="How long a pump claims work before it goes back to the queue."

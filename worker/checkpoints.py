@@ -4,6 +4,7 @@ import hashlib
 from typing import Any
 
 import structlog
+from sqlalchemy.orm import Session
 
 from core import faults
 from core.diffusion.base import Base
@@ -11,14 +12,14 @@ from core.errors import DomainError, Unavailable
 from core.jobs import attempts
 from core.jobs.attempts import Plan, Saved
 from core.storage import keys
-from core.storage.base import ObjectMissing, ObjectStore
+from core.storage.base import ObjectMissing
 from core.training import checkpoint
 from core.training.continuing import continued, read_adapter, read_checkpoint
 from core.training.data import TrainingData
 from core.training.loop import start
 from core.training.path import NumericPath
 from core.training.trainee import Trainee, TrainState
-from worker.services import Services
+from worker.runtime import Runtime
 
 log = structlog.get_logger()
 
@@ -29,13 +30,13 @@ class StartUnreadable(DomainError):
     code = "start_unreadable"
 
 
-def first_state(store: ObjectStore, base: Base, data: TrainingData, plan: Plan) -> TrainState:
+def first_state(runtime: Runtime, base: Base, data: TrainingData, plan: Plan) -> TrainState:
     """At step 0: the base, or what the job continues from. Raises StartUnreadable."""
     origin = plan.start
     if origin is None:
-        return start(base, data, plan.spec)
+        return start(base, data, plan.spec, runtime.moved)
     try:
-        content = store.get(origin.key)
+        content = runtime.services.store.get(origin.key)
     except ObjectMissing as error:
         raise StartUnreadable(f"the bytes of {origin.id} are gone") from error
     if hashlib.sha256(content).hexdigest() != origin.sha256:
@@ -44,14 +45,14 @@ def first_state(store: ObjectStore, base: Base, data: TrainingData, plan: Plan) 
         source = read_adapter(content, base, plan.spec)
     else:
         source = read_checkpoint(content, base, plan.spec, origin.classes)
-    return continued(base, data, plan.spec, source)
+    return continued(base, data, plan.spec, source, runtime.moved)
 
 
 class Checkpoints:
     """Those of one attempt of a job."""
 
-    def __init__(self, services: Services, plan: Plan) -> None:
-        self._services, self._plan = services, plan
+    def __init__(self, runtime: Runtime, plan: Plan) -> None:
+        self._store, self._transactions, self._plan = runtime.services.store, runtime.transactions, plan
         self.latest = plan.checkpoint
         self.step = -1  # the latest's, once it has been read or written
 
@@ -64,7 +65,7 @@ class Checkpoints:
         """The newest that can be read; an unreadable one is dropped for the one before."""
         while self.latest is not None:
             try:
-                data = self._services.store.get(self.latest.key)
+                data = self._store.get(self.latest.key)
                 if hashlib.sha256(data).hexdigest() == self.latest.sha256:
                     state = checkpoint.load(data, self._plan.spec.digest, training.digest, path, base.device)
                     self.step = state.step
@@ -72,9 +73,8 @@ class Checkpoints:
             except (ObjectMissing, DomainError) as error:
                 if isinstance(error, Unavailable):
                     raise
-                log.warning("job.checkpoint_unreadable", error=str(error))
-            with self._services.database.write() as session:
-                self.latest = attempts.drop_checkpoint(session, self._plan)
+                log.warning("job.checkpoint_unreadable", key=self.latest.key, error=str(error))
+            self.latest = self._transactions.write(lambda session: attempts.drop_checkpoint(session, self._plan))
         return None
 
     def save(self, trainee: Trainee, path: NumericPath, metrics: dict[str, Any]) -> None:
@@ -82,11 +82,14 @@ class Checkpoints:
         plan, step = self._plan, trainee.state.step
         data = checkpoint.dump(trainee.state, plan.spec.digest, trainee.data.digest, path)
         key = keys.checkpoint(plan.tenant_id, plan.job_id, plan.attempt, step)
-        self._services.store.put(key, data)
+        self._store.put(key, data)
         faults.point("object_put")
         digest = hashlib.sha256(data).hexdigest()
-        with self._services.database.write() as session:
+
+        def point(session: Session) -> None:
             faults.point("before_pointer_commit")
             attempts.add_checkpoint(session, plan, step=step, key=key, sha256=digest, size=len(data), metrics=metrics)
+
+        self._transactions.write(point)
         faults.point("after_pointer_commit")
         self.latest, self.step = Saved(key, digest, metrics), step

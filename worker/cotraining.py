@@ -19,6 +19,7 @@ from worker.slice import Slice
 
 log = structlog.get_logger()
 
+_WAIT_SECONDS = 0.02
 _HASTY_ROWS = 8  # of a pass while image requests wait: they shall not wait for everybody's step
 
 
@@ -53,8 +54,10 @@ class CoTraining:
             if not attempts.is_waiting(session, catalog, fits, devices):
                 return False
         with self._services.database.write() as session:
-            lease_seconds = self._services.settings.lease_seconds
-            plan = attempts.claim(session, self._services.worker, lease_seconds, catalog, fits, devices)
+            settings = self._services.settings
+            plan = attempts.claim(
+                session, self._services.worker, settings.lease_seconds, catalog, fits, devices, settings.max_steps
+            )
         if plan is None:
             return False
         log.info("job.claimed", job_id=plan.job_id, attempt=plan.attempt, beside=len(self._slices))
@@ -70,18 +73,20 @@ class CoTraining:
         if unprepared is not None:
             unprepared.prepare()
             self._measure(unprepared)
-        else:
+        if unprepared is None or unprepared.trainee is None:
             self._step(self._next_group(min(self._row_limit, _HASTY_ROWS) if hasty else self._row_limit))
-            if time.monotonic() > self._until:  # after a step, so that every slice gets somewhere
-                self.hand_back()
+            # After a step, so that every slice gets somewhere; but not for one that is never prepared.
+            if time.monotonic() > self._until:
+                self.hand_back(at_once=False)
         self._slices = tuple(one for one in self._slices if not one.is_over)
 
-    def hand_back(self) -> None:
-        """Checkpoint all and give them back to the queue."""
+    def hand_back(self, at_once: bool = True) -> None:
+        """Checkpoint all and give them back to the queue; see `Slice.hand_back`."""
         for one in self._slices:
             if not one.is_over:
-                one.hand_back()
-        self._slices = ()
+                self._runtime.moved()
+                one.hand_back(at_once)
+        self._slices = tuple(one for one in self._slices if not one.is_over)
 
     def extend(self, session: Session, lease_seconds: float) -> None:
         for one in self._slices:
@@ -92,7 +97,7 @@ class CoTraining:
         group: list[tuple[Slice, Trainee]] = []
         rows = 0
         for one in self._slices:
-            trainee = one.ready()
+            trainee = None if one.trainee is None else one.ready()
             if trainee is None:
                 continue
             if group and (rows + _rows(trainee) > row_limit or not trainee.may_share(group[0][1])):
@@ -103,6 +108,8 @@ class CoTraining:
 
     def _step(self, group: list[tuple[Slice, Trainee]]) -> None:
         if not group:
+            if any(not one.is_over for one in self._slices):
+                time.sleep(_WAIT_SECONDS)  # all wait to be published
             return
         stepped = tuple(one for one, _ in group)
         self._slices = tuple(one for one in self._slices if one not in stepped) + stepped

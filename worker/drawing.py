@@ -158,8 +158,7 @@ class Drawing:
                 sampled = [image.result() for image in drawn.images]
                 images = [self._store(plan, index, result) for index, result in enumerate(sampled)]
             except Cancelled:
-                with self._services.database.write() as session:
-                    samples.stop(session, plan)
+                self._runtime.transactions.write(lambda session: samples.stop(session, plan))
                 self._services.nudges.announce(plan.sample_id)
                 return
             except DeadlineExceeded as error:
@@ -173,8 +172,7 @@ class Drawing:
                 self._fail(plan, error)
                 return
             stats = _stats(sampled)
-            with self._services.database.write() as session:
-                held = samples.finish(session, plan, images, stats)
+            held = self._runtime.transactions.write(lambda session: samples.finish(session, plan, images, stats))
             self._services.nudges.announce(plan.sample_id)
             log.info("sample.drawn", images=len(images), held=held, **stats)
 
@@ -216,19 +214,17 @@ class Drawing:
         if plan.attempt >= self._services.settings.max_attempts:
             self._fail(plan, error)
             return
-        with self._services.database.write() as session:
-            samples.release(session, plan)
+        self._runtime.transactions.write(lambda session: samples.release(session, plan))
 
     def _fail(self, plan: SamplePlan, error: Exception) -> None:
         """The caller learns a code that it can act on; what we did not expect keeps its traceback here."""
         if isinstance(error, DomainError):
             code, message = error.code, str(error)
-            log.info("sample.failed", sample_id=plan.sample_id, code=code)
+            log.info("sample.failed", sample_id=plan.sample_id, code=code, key=getattr(error, "key", None))
         else:
             code, message = "internal_error", "the images could not be drawn"
             log.error("sample.failed", sample_id=plan.sample_id, exc_info=error)
-        with self._services.database.write() as session:
-            samples.fail(session, plan, code=code, message=message)
+        self._runtime.transactions.write(lambda session: samples.fail(session, plan, code=code, message=message))
         self._services.nudges.announce(plan.sample_id)
 
 

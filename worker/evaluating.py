@@ -4,6 +4,7 @@ import hashlib
 import io
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -24,15 +25,17 @@ from core.jobs import attempts
 from core.sampling.request import AdapterPart, SampleRequest
 from core.sampling.row import Sampled
 from core.storage import keys
-from core.storage.base import CorruptObject, ObjectMissing
+from core.storage.base import ObjectMissing
 from core.training.data import split
 from core.training.randomness import generator
+from worker.outages import DATABASE_AWAY, DatabaseUnavailable
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
 
 _CHUNK = 8  # pictures whose features are taken at a time: about 0.2 s
 _REPORT_SECONDS = 1.0
+_STORE_SECONDS = 2.0  # until a store that refused is asked again
 _MAX_REAL = 1_000  # pictures of the file on either side: distances are square in them
 
 
@@ -59,6 +62,7 @@ class Evaluating:
         self.is_over = False
         self._runtime = runtime
         self._services = runtime.services
+        self._transactions = runtime.transactions
         self._work: _Work | None = None
         self._waiting: deque[Future[Sampled]] = deque()
         self._images: list[np.ndarray] = []  # drawn, features still to be taken
@@ -77,32 +81,35 @@ class Evaluating:
         ):
             try:
                 self._advance()
-            except (CorruptObject, ObjectMissing) as error:
-                self._fail("dataset_corrupt", str(error))
-            except Unavailable as error:
+            except (Unavailable, *DATABASE_AWAY) as error:
                 log.warning("evaluation.postponed", error=str(error))
-                self._put_back(error.code)
+                self._runtime.rest.begin()
+                self._release()
             except DomainError as error:
+                log.info("evaluation.failed", code=error.code, key=getattr(error, "key", None))
                 self._fail(error.code, str(error))
             except Exception as error:
                 log.exception("evaluation.crashed")
                 self._put_back(type(error).__name__)
 
-    def hand_back(self) -> None:
-        """The worker wants the device: keep the features so far and go back to the queue."""
+    def hand_back(self, at_once: bool = True) -> None:
+        """The worker wants the device: keep the features so far and go back to the queue.
+
+        Where it need not be `at_once` and the store refuses them, it goes on, and is asked again.
+        """
         try:
             self._keep()
         except Unavailable as error:
             log.warning("evaluation.features_postponed", error=str(error))
-        with self._services.database.write() as session:
-            evaluations.release(session, self.plan)
-            self._charge(session)
-        self._services.nudges.rouse()
-        self._end()
+            if not at_once:
+                self._until = time.monotonic() + _STORE_SECONDS
+                return
+        self._release()
 
     def _advance(self) -> None:
         if self._work is None:
             self._work = self._prepare()
+            self._runtime.rest.end()
         work, total = self._work, self.plan.spec.total
         self._ask(work)
         while self._waiting and self._waiting[0].done():
@@ -122,17 +129,15 @@ class Evaluating:
         elif time.monotonic() - self._reported > _REPORT_SECONDS:
             self._report(work)
         if not self.is_over and self._gained and time.monotonic() > self._until:
-            self.hand_back()
+            self.hand_back(at_once=False)
 
     def _prepare(self) -> _Work:
-        plan, store = self.plan, self._services.store
+        plan = self.plan
         if plan.adapter_digest and plan.adapter_key:
             self._runtime.know(plan.adapter_digest, plan.adapter_key)
         network = load_features()
-        data = store.get(plan.pack_key)
-        if hashlib.sha256(data).hexdigest() != plan.pack_sha256:
-            raise CorruptObject("the dataset's bytes differ from what was validated", code="dataset_corrupt")
-        images, labels, classes = read_pack(data, plan.spec.size)
+        pack = self._runtime.pack(plan.pack_key, plan.pack_sha256)
+        images, labels, classes = read_pack(pack, plan.spec.size)
         training, held_out = torch.zeros(0, dtype=torch.long), torch.arange(len(images))
         if plan.spec.part == "held_out":
             training, held_out = split(torch.tensor(labels), len(classes), plan.spec.part_seed)
@@ -175,11 +180,14 @@ class Evaluating:
             work.next += 1
 
     def _report(self, work: _Work) -> None:
-        with self._services.database.write() as session:
+        def report(session: Session) -> bool:
             goes_on = evaluations.report(session, self.plan, work.done)
             self._charge(session)
             if not goes_on:
                 evaluations.stop(session, self.plan)
+            return goes_on
+
+        goes_on = self._transactions.write(report)
         self._reported = time.monotonic()
         if not goes_on:
             self._end()
@@ -199,8 +207,7 @@ class Evaluating:
         except ObjectMissing:
             pass
         log.warning("evaluation.features_unreadable")
-        with self._services.database.write() as session:
-            evaluations.drop_partial(session, self.plan)
+        self._transactions.write(lambda session: evaluations.drop_partial(session, self.plan))
         return [], []
 
     def _keep(self) -> None:
@@ -213,8 +220,9 @@ class Evaluating:
         key = keys.evaluation(plan.tenant_id, plan.evaluation_id, plan.attempt)
         self._services.store.put(key, buffer.getvalue())
         sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
-        with self._services.database.write() as session:
-            evaluations.add_partial(session, plan, drawn=work.done, key=key, sha256=sha256)
+        self._transactions.write(
+            lambda session: evaluations.add_partial(session, plan, drawn=work.done, key=key, sha256=sha256)
+        )
 
     # --- ends
 
@@ -230,22 +238,39 @@ class Evaluating:
             "moved": _moved(before, after) if before else None,
             "features": {"network": "efficientnet-lite0", "digest": work.network.digest},
         }
-        with self._services.database.write() as session:
-            held = evaluations.finish(session, self.plan, result)
+
+        def finish(session: Session) -> bool:
             self._charge(session)
+            return evaluations.finish(session, self.plan, result)
+
+        held = self._transactions.write(finish)
         self._services.nudges.announce(self.plan.evaluation_id)
         log.info("evaluation.succeeded", held=held, kernel_distance=after.kernel.value, moved=result["moved"])
         self._end()
 
     def _fail(self, code: str, message: str) -> None:
-        with self._services.database.write() as session:
-            evaluations.fail(session, self.plan, code=code, message=message)
+        self._leave(lambda session: evaluations.fail(session, self.plan, code=code, message=message))
         self._services.nudges.announce(self.plan.evaluation_id)
-        self._end()
 
     def _put_back(self, reason: str) -> None:
-        with self._services.database.write() as session:
-            evaluations.put_back(session, self.plan, reason, self._services.settings.max_attempts)
+        most = self._services.settings.max_attempts
+        self._leave(lambda session: evaluations.put_back(session, self.plan, reason, most))
+
+    def _release(self) -> None:
+        self._leave(lambda session: evaluations.release(session, self.plan))
+        self._services.nudges.rouse()
+
+    def _leave(self, last: Callable[[Session], object]) -> None:
+        """The attempt's last write. Where the database stays away, its lease brings the evaluation back."""
+
+        def written(session: Session) -> None:
+            last(session)
+            self._charge(session)
+
+        try:
+            self._transactions.write(written)
+        except DatabaseUnavailable:
+            log.warning("evaluation.left_to_its_lease")
         self._end()
 
     def _charge(self, session: Session) -> None:

@@ -1,6 +1,7 @@
 """Pictures of a job's present state, drawn among the engine's other rows while the job trains on."""
 
 import hashlib
+import time
 from concurrent.futures import Future
 
 import structlog
@@ -49,10 +50,13 @@ class Previews:
         ]
         self._drawn.append((step, futures))
 
-    def harvest(self, classes: tuple[str, ...], wait: bool = False) -> None:
-        """Store what is drawn, with `wait` all of it."""
-        while wait and any(not future.done() for _, futures in self._drawn for future in futures):
-            if not self._engine.step():
+    def harvest(self, classes: tuple[str, ...], wait_seconds: float = 0.0) -> None:
+        """Store what is drawn, or is within so many seconds."""
+        until = time.monotonic() + wait_seconds
+        while time.monotonic() < until and any(not future.done() for _, futures in self._drawn for future in futures):
+            if self._engine.step():
+                self._runtime.moved()
+            else:
                 self._engine.wait(0.01)
         done = [item for item in self._drawn if all(future.done() for future in item[1])]
         self._drawn = [item for item in self._drawn if item not in done]
@@ -64,7 +68,9 @@ class Previews:
                 log.exception("job.preview_failed", step=step)
 
     def drop(self) -> None:
-        for _, futures in self._drawn:
+        """Those that are not drawn yet will not be."""
+        for step, futures in self._drawn:
+            self._runtime.let_go(self._digest(step))
             for future in futures:
                 future.cancel()
         self._drawn = []
@@ -73,13 +79,13 @@ class Previews:
         return f"preview:{self._plan.job_id}:{self._plan.attempt}:{step}"
 
     def _store(self, classes: tuple[str, ...], step: int, sampled: list[Sampled]) -> None:
-        plan, services = self._plan, self._runtime.services
+        plan = self._plan
         data = encode_png(strip([result.image for result in sampled]))
         key = keys.preview(plan.tenant_id, plan.job_id, plan.attempt, step)
-        services.store.put(key, data, "image/png")
+        self._runtime.services.store.put(key, data, "image/png")
         labels = range(len(sampled))
-        with services.database.write() as session:
-            attempts.add_preview(
+        self._runtime.transactions.write(
+            lambda session: attempts.add_preview(
                 session,
                 plan,
                 step=step,
@@ -89,3 +95,4 @@ class Previews:
                 classes=[classes[label] for label in labels],
                 seeds=[_SEED + label for label in labels],
             )
+        )

@@ -4,6 +4,9 @@ A Celery task starts it and it returns after a slice or when nothing is left: me
 doubled one changes is nothing.
 """
 
+import faulthandler
+import os
+import signal
 import threading
 import time
 
@@ -17,6 +20,7 @@ from worker.cotraining import CoTraining
 from worker.drawing import Drawing
 from worker.evaluating import Evaluating
 from worker.heartbeat import Heartbeat
+from worker.outages import DATABASE_AWAY
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -34,12 +38,12 @@ class Pump:
         self._evaluating: Evaluating | None = None
         self._trained_last = False
         self._roused = threading.Event()
-        self._moved_at = time.monotonic()
         self._polled_at = 0.0
 
     def run(self) -> None:
         """Returns when there is nothing left to do, the slice is over, or the worker shuts down."""
         settings = self._services.settings
+        self._runtime.moved()
         listener = nudges.Listener(settings.broker, nudges.WORK, lambda _: self._roused.set())
         until = time.monotonic() + settings.slice_seconds
         idle_since = time.monotonic()
@@ -54,7 +58,8 @@ class Pump:
                     self._claim(may_train=not over, may_sample=not over or self._has_slice)
                     has_moved = self._work()
                     if has_moved or self._drawing.is_busy:
-                        idle_since = self._moved_at = time.monotonic()
+                        idle_since = time.monotonic()
+                        self._runtime.moved()
                     elif over or time.monotonic() - idle_since > _LINGER_SECONDS:
                         return
                     # Never without a wait where nothing moves: the threads that deliver need the interpreter.
@@ -74,6 +79,14 @@ class Pump:
         if not (is_told or is_due):
             return
         self._roused.clear()
+        try:
+            self._take(may_train, may_sample, is_told, is_due)
+        except DATABASE_AWAY as error:
+            log.warning("pump.claim_postponed", error=type(error).__name__)
+            self._polled_at = time.monotonic() + _LINGER_SECONDS
+
+    def _take(self, may_train: bool, may_sample: bool, is_told: bool, is_due: bool) -> None:
+        settings = self._services.settings
         claimed = self._drawing.claim(is_told) if may_sample and settings.role != "train" else 0
         if claimed and not is_due:
             return
@@ -90,6 +103,8 @@ class Pump:
 
         So neither can starve the other.
         """
+        if self._runtime.rest.is_on:
+            return
         if self._training.is_empty and self._trained_last and self._claim_evaluation():
             return
         while self._training.claim():
@@ -139,15 +154,20 @@ class Pump:
             self._evaluating.hand_back()
             self._evaluating = None
         while self._drawing.is_busy:
+            self._runtime.moved()
             if not self._drawing.step():
                 time.sleep(0.005)
             self._drawing.harvest()
 
     def _beat(self) -> None:
-        """From the heartbeat's thread: what does not move is let go, for another worker to take."""
+        """From the heartbeat's thread. A worker that hangs ends, for nobody else would end it.
+
+        Celery starts another child in its place; what this one held is taken by whoever comes first after the lease.
+        """
         settings = self._services.settings
-        if time.monotonic() - self._moved_at > settings.stall_seconds:
-            log.error("pump.stalled", seconds=settings.stall_seconds)
+        if time.monotonic() - self._runtime.moved_at > settings.stall_seconds:
+            log.critical("pump.stalled", seconds=settings.stall_seconds)
+            _die()
             return
         evaluating = self._evaluating
         with self._services.database.write() as session:
@@ -155,3 +175,9 @@ class Pump:
             if evaluating is not None:
                 evaluating.extend(session, settings.lease_seconds)
             samples.extend(session, self._drawing.plans(), settings.lease_seconds)
+
+
+def _die() -> None:
+    """At once, for what hangs would not let go; but say first where every thread is."""
+    faulthandler.dump_traceback()
+    os.kill(os.getpid(), signal.SIGKILL)

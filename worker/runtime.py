@@ -5,8 +5,9 @@ Built on first use and kept for the life of the process: one base in memory serv
 
 import functools
 import hashlib
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,11 +23,10 @@ from core.diffusion.families import load_base
 from core.diffusion.families.dit_passes import check_compiler
 from core.diffusion.layout import AdapterLayout
 from core.diffusion.products import is_quick_at_bfloat16
-from core.errors import Unavailable
 from core.jobs.attempts import Plan
 from core.models import Adapter as AdapterRow
 from core.sampling.engine import Engine
-from core.storage.base import CorruptObject
+from core.storage.base import CorruptObject, ObjectMissing
 from core.training.crew import Crew
 from core.training.data import TrainingData, prepare
 from core.training.memory import fit_micro_batch, free_bytes, row_bytes
@@ -34,6 +34,7 @@ from core.training.path import NumericPath, numeric_path
 from core.training.spec import TrainSpec
 from core.training.trainee import Trainee, layout_of
 from worker.adapter_cache import AdapterCache
+from worker.outages import Rest, Transactions
 from worker.services import Services, get_services
 
 log = structlog.get_logger()
@@ -66,9 +67,16 @@ class Runtime:
         self._prepared: OrderedDict[tuple[object, ...], TrainingData] = OrderedDict()
         self._row_bytes: dict[tuple[object, ...], int] = {}
         self._crew: Crew | None = None
+        self.moved_at = time.monotonic()  # when the device thread last got anywhere
+        self.transactions = Transactions(services.database, services.settings.lease_seconds, self.moved)
+        self.rest = Rest()
         torch.set_num_threads(services.settings.threads)
         if services.settings.compile:
             check_compiler(torch.device(_device(services.settings.device)))
+
+    def moved(self) -> None:
+        """Called within whatever takes long: a worker that does not for `stall_seconds` is taken to hang."""
+        self.moved_at = time.monotonic()
 
     def close(self) -> None:
         if self._crew is not None:
@@ -194,7 +202,7 @@ class Runtime:
 
     def row_bytes(self, base: Base, data: TrainingData, spec: TrainSpec) -> int:
         """What a row of such a job takes in a pass, measured once."""
-        key = (base.fingerprint, layout_of(base, spec), data.mean.shape[2:])
+        key = (base.fingerprint, base.dtype, layout_of(base, spec), data.mean.shape[2:])
         if key not in self._row_bytes:
             self._row_bytes[key] = row_bytes(base, data, spec)
             log.info("row.measured", base=base.name, bytes=self._row_bytes[key])
@@ -213,17 +221,28 @@ class Runtime:
     def _room(self, base: Base) -> int:
         return int(self.services.settings.train_memory_share * free_bytes(base.device))
 
+    def pack(self, key: str, sha256: str) -> bytes:
+        """A validated dataset's bytes. Raises CorruptObject, which is `dataset_corrupt`, where they are gone too."""
+        try:
+            data = self.services.store.get(key)
+        except ObjectMissing as error:
+            log.error("object.missing", key=key)
+            raise CorruptObject("the dataset's bytes are gone", code="dataset_corrupt") from error
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise CorruptObject("the dataset's bytes differ from what was validated", code="dataset_corrupt")
+        return data
+
     def prepared(self, plan: Plan) -> TrainingData:
-        """The dataset as latents, from memory where an earlier slice made them. Raises CorruptObject, ObjectMissing."""
+        """The dataset as latents, from memory where an earlier slice made them. Raises CorruptObject."""
         base = self.device(plan.model).base
         spec = plan.spec
         key = (base.fingerprint, plan.pack_sha256, spec.image_size, spec.flip, spec.seed, torch.get_num_threads())
         if key not in self._prepared:
-            data = self.services.store.get(plan.pack_key)
-            if hashlib.sha256(data).hexdigest() != plan.pack_sha256:
-                raise CorruptObject("the dataset's bytes differ from what was validated", code="dataset_corrupt")
-            images, labels, classes = read_pack(data, plan.spec.image_size)
-            self._prepared[key] = prepare(base, images, labels, classes, seed=plan.spec.seed, flip=plan.spec.flip)
+            pack = self.pack(plan.pack_key, plan.pack_sha256)
+            images, labels, classes = read_pack(pack, plan.spec.image_size)
+            self._prepared[key] = prepare(
+                base, images, labels, classes, seed=plan.spec.seed, flip=plan.spec.flip, moved=self.moved
+            )
             while len(self._prepared) > _PREPARED:
                 self._prepared.popitem(last=False)
         self._prepared.move_to_end(key)
@@ -240,18 +259,6 @@ def _device(name: str) -> str:
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def retried(action: Callable[[], None], tries: int = 3) -> None:
-    """The store's own retries are spent: a few more before a result that is already made is thrown away."""
-    for attempt in range(tries):
-        try:
-            return action()
-        except Unavailable:
-            if attempt == tries - 1:
-                raise
-            log.warning("store.retried", attempt=attempt + 1)
-    return None
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """One claimed job for one slice: prepared, stepped beside others, checkpointed, published or handed back."""
 
 import hashlib
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +23,6 @@ from core.jobs.attempts import Plan, Standing
 from core.models import Adapter as AdapterRow
 from core.models import Tenant
 from core.storage import keys
-from core.storage.base import CorruptObject, ObjectMissing
 from core.training.crew import Crew
 from core.training.data import TrainingData
 from core.training.distributed import RankLost
@@ -30,15 +30,17 @@ from core.training.loop import finish
 from core.training.memory import OutOfMemory, halved, is_out_of_memory
 from core.training.path import NumericPath
 from core.training.spec import TrainSpec
-from core.training.trainee import Diverged, Progress, Trainee, TrainState
+from core.training.trainee import Progress, Trainee, TrainState
 from worker.checkpoints import Checkpoints, first_state
+from worker.outages import DATABASE_AWAY, DatabaseUnavailable, Patience
 from worker.previews import Previews
-from worker.runtime import Runtime, cpu_threads, retried
+from worker.runtime import Runtime, cpu_threads
 
 log = structlog.get_logger()
 
 _REPORT_SECONDS = 1.0
 _READY_SECONDS = 0.05
+_PREVIEW_SECONDS = 2.0  # that a job which leaves the device waits for pictures of it that are under way
 
 
 @dataclass(eq=False)
@@ -74,7 +76,10 @@ class Slice:
         self._unpaid = 0.0  # device seconds not yet charged
         self._rate = 0.0  # steps per second, smoothed
         self._failed_at_one = False  # whether memory ran out at a micro-batch of one row
-        self._checkpoints = Checkpoints(runtime.services, plan)
+        self._transactions = runtime.transactions
+        self._checkpoints = Checkpoints(runtime, plan)
+        self._owes_checkpoint = False
+        self._store = Patience()
         self._previews = Previews(runtime, plan)
         self._crew: Crew | None = None  # the other processes of a job on several devices
 
@@ -86,8 +91,8 @@ class Slice:
     @property
     def rows(self) -> int:
         """Of one forward pass."""
-        batch = self.plan.spec.batch_size
-        return batch if self._run is None else min(batch, self._run.trainee.path.micro_batch)
+        batch, path = self.plan.spec.batch_size, self.plan.numeric_path
+        return batch if path is None else min(batch, path["micro_batch"])
 
     def prepare(self) -> None:
         """Dataset to latents, checkpoint to state. The numeric path is written down before the first step ever.
@@ -96,6 +101,10 @@ class Slice:
         again. Sampling goes on in between.
         """
         with self._attempt():
+            standing = self._standing()
+            if not standing.goes_on:
+                self._stop(standing)
+                return
             self._crew = self._crew or self._runtime.crew(self.plan)
             if self._crew is not None and not self._crew.is_ready(_READY_SECONDS):
                 return
@@ -107,21 +116,27 @@ class Slice:
                 faults.point("dataset_loaded")
                 path = self._fix_path(base, data, spec)
                 found = self._checkpoints.load(base, data, path)
-                state = found[0] if found else first_state(self._services.store, base, data, self.plan)
+                state = found[0] if found else first_state(self._runtime, base, data, self.plan)
                 if self._crew is not None:
                     self._crew.join(data, spec, state, path)
             body = dict(found[1].metrics) if found else {}
             self._run = _Run(Trainee(base, data, spec, state, path, self._crew), path, body)
             self._unpaid += time.monotonic() - began
+            self._runtime.rest.end()
 
     def ready(self) -> Trainee | None:
-        """The trainee for its next step; None when there is none, because the job has ended one way or another."""
+        """The trainee for its next step; None when there is none: the job has ended, or waits to be published."""
         with self._attempt():
             run = self._prepared
             self._previews.harvest(run.data.classes)
             if run.state.step < self.plan.spec.steps:
                 return run.trainee
-            self._publish(run)
+            if self._store.is_due:
+                standing = self._standing()  # it may have waited for its store
+                if standing.cancel or not standing.held:
+                    self._stop(standing)
+                else:
+                    self._publish(run)
         return None
 
     def took(self, outcome: Progress | Exception, device_seconds: float) -> None:
@@ -136,17 +151,22 @@ class Slice:
     def extend(self, session: Session, lease_seconds: float) -> None:
         attempts.extend(session, self.plan, lease_seconds)
 
-    def hand_back(self) -> None:
-        """The worker wants the device: checkpoint and go back to the queue, unless nothing is left but to publish."""
+    def hand_back(self, at_once: bool = True) -> None:
+        """The worker wants the device: checkpoint and go back to the queue, unless nothing is left but to publish.
+
+        Where it need not be `at_once` and the store refuses, the job is not over yet: it goes on, and is asked again.
+        """
+        if not at_once and not self._store.is_due:
+            return
         with self._attempt():
-            if self._run is not None and self._run.state.step == self.plan.spec.steps:
-                self._publish(self._run)
+            run = self._run
+            if run is not None and run.state.step == self.plan.spec.steps:
+                self._publish(run, at_once)
                 return
-            try:
-                if self._run is not None and self._checkpoints.step != self._run.state.step:
-                    self._save_checkpoint(self._run)
-            except Unavailable as error:
-                log.warning("job.checkpoint_postponed", error=str(error))
+            if run is not None:
+                if not self._keep(run) and self._store.is_left and not at_once:
+                    return
+                self._previews.harvest(run.data.classes, _PREVIEW_SECONDS)
             self._hand_back()
 
     @contextmanager
@@ -157,14 +177,11 @@ class Slice:
         ):
             try:
                 yield
-            except Diverged as error:
-                self._fail("diverged", str(error))
-            except (CorruptObject, ObjectMissing) as error:
-                self._fail("dataset_corrupt", str(error))
             except OutOfMemory as error:
                 self._fail(error.code, str(error))
-            except Unavailable as error:
+            except (Unavailable, *DATABASE_AWAY) as error:
                 log.warning("job.postponed", error=str(error))
+                self._runtime.rest.begin()
                 self._hand_back()
             except DomainError as error:
                 self._fail(error.code, str(error))
@@ -186,9 +203,9 @@ class Slice:
         here, fixed = self._runtime.numeric_path(base, spec), self.plan.numeric_path
         if fixed is None:
             path = replace(here, micro_batch=self._runtime.micro_batch(base, data, spec))
-            with self._services.database.write() as session:
-                attempts.fix_numeric_path(session, self.plan, path.to_json())
-            self.plan = replace(self.plan, numeric_path=path.to_json())
+            told = path.to_json()
+            self._transactions.write(lambda session: attempts.fix_numeric_path(session, self.plan, told))
+            self.plan = replace(self.plan, numeric_path=told)
             return path
         path = NumericPath.from_json(fixed)
         if replace(path, micro_batch=here.micro_batch) != here:
@@ -196,17 +213,27 @@ class Slice:
         return path
 
     def _halve_micro_batch(self) -> None:
-        """Memory ran out: again from the last checkpoint, which is read anew, in smaller parts."""
-        path, rows = self.plan.numeric_path, self.rows
-        if path is None or (rows == 1 and self._failed_at_one):
-            self._fail("out_of_memory", "a training step does not fit into the memory of this device any more")
+        """Memory ran out: again from the last checkpoint, which is read anew, in smaller parts.
+
+        Before there is a trainee they are no help: what it takes to make one has room another time, or never.
+        """
+        if self._run is None:
+            self._put_back("memory ran out before its next step", OutOfMemory.code)
+            return
+        rows = self.rows
+        if rows == 1 and self._failed_at_one:
+            self._fail(OutOfMemory.code, "a training step does not fit into the memory of this device any more")
             return
         self._failed_at_one = rows == 1
-        path = {**path, "micro_batch": halved(rows)}
+        path = replace(self._run.path, micro_batch=halved(rows)).to_json()
         log.warning("job.memory_ran_out", micro_batch=path["micro_batch"])
-        with self._services.database.write() as session:
-            if not attempts.halve_micro_batch(session, self.plan, path, self._checkpoints.resumes_at):
-                self._end()
+        step = self._checkpoints.resumes_at
+        try:
+            held = self._transactions.write(lambda session: attempts.halve_micro_batch(session, self.plan, path, step))
+        except DatabaseUnavailable:
+            held = False  # and its lease brings it back
+        if not held:
+            self._end()
         self.plan = replace(self.plan, numeric_path=path)
         self._run = None
         self._leave_crew()
@@ -220,24 +247,30 @@ class Slice:
         if is_measured or time.monotonic() - self._reported >= _REPORT_SECONDS:
             standing = self._report(run, progress, is_measured)
         else:
-            with self._services.database.read() as session:
-                standing = attempts.standing(session, self.plan)
+            standing = self._standing()
         if not standing.goes_on:
             self._stop(standing)
             return
-        if step % spec.checkpoint_every == 0 and step < spec.steps:
-            self._save_checkpoint(run)
+        self._owes_checkpoint |= step % spec.checkpoint_every == 0
+        if self._owes_checkpoint and step < spec.steps and self._store.is_due:
+            self._keep(run)
         if spec.preview_every and (step % spec.preview_every == 0 or step == spec.steps):
             self._previews.draw(run.trainee)
 
+    def _standing(self) -> Standing:
+        return self._transactions.read(lambda session: attempts.standing(session, self.plan))
+
     def _report(self, run: _Run, progress: Progress, is_measured: bool) -> Standing:
-        with self._services.database.write() as session:
+        def report(session: Session) -> Standing:
             standing = attempts.report(
                 session, self.plan, step=progress.step, progress=run.body, device_seconds=self._unpaid
             )
             if standing.held and is_measured:
                 metric = {**run.body, "valid_loss": progress.val_loss}
                 attempts.add_metric(session, self.plan, progress.step, metric)
+            return standing
+
+        standing = self._transactions.write(report)
         self._reported, self._unpaid = time.monotonic(), 0.0
         return standing
 
@@ -256,18 +289,29 @@ class Slice:
         }
 
     def _stop(self, standing: Standing) -> None:
-        """Cancelled, paused, or taken over by another worker."""
-        if standing.held and standing.pause and not standing.cancel and self._run is not None:
-            self._save_checkpoint(self._run)
-        with self._services.database.write() as session:
-            if standing.held:
-                attempts.stop(session, self.plan, standing)
-            self._charge(session)
-        self._end()
+        """Cancelled, paused, or taken over by another worker. A pause waits for a store that refuses its checkpoint."""
+        run = self._run
+        if standing.held and standing.pause and not standing.cancel and run is not None:
+            is_kept = self._store.is_due and self._keep(run)
+            if not is_kept and self._store.is_left:
+                return
+            self._previews.harvest(run.data.classes, _PREVIEW_SECONDS)
+        self._leave(lambda session: standing.held and attempts.stop(session, self.plan, standing))
 
-    def _save_checkpoint(self, run: _Run) -> None:
+    def _keep(self, run: _Run) -> bool:
+        """Save a checkpoint. False where the store refuses: training goes on, and it is asked again after a while."""
+        if self._checkpoints.step == run.state.step:
+            return True
         self._verify(run)
-        self._checkpoints.save(run.trainee, run.path, _losses(run.body))
+        try:
+            self._checkpoints.save(run.trainee, run.path, _losses(run.body))
+        except Unavailable as error:
+            log.warning("job.checkpoint_postponed", error=str(error))
+            self._store.refused()
+            return False
+        self._owes_checkpoint = False
+        self._store.answered()
+        return True
 
     def _verify(self, run: _Run) -> None:
         """What is kept is what every process of the job has."""
@@ -276,10 +320,13 @@ class Slice:
 
     # --- ends
 
-    def _publish(self, run: _Run) -> None:
-        """Bytes, then row and success in one transaction."""
+    def _publish(self, run: _Run, at_once: bool = False) -> None:
+        """Bytes, then row and success in one transaction.
+
+        A store that refuses the bytes is asked again for as long as there is patience, unless it must be `at_once`.
+        """
         self._verify(run)
-        self._previews.harvest(run.data.classes, wait=True)
+        self._previews.harvest(run.data.classes, math.inf)
         base, plan = run.trainee.base, self.plan
         metrics = _losses(run.body)
         adapter = finish(run.state, base, plan.spec, run.data, metrics)
@@ -288,9 +335,17 @@ class Slice:
         adapter_id = new_id("adapter")
         key = keys.adapter(plan.tenant_id, adapter_id, digest)
         faults.point("final_put")
-        retried(lambda: self._services.store.put(key, data))
+        try:
+            self._services.store.put(key, data)
+        except Unavailable as error:
+            self._store.refused()
+            if at_once or not self._store.is_left:
+                raise
+            log.warning("job.publishing_postponed", error=str(error))
+            return
         faults.point("before_succeeded")
-        with self._services.database.write() as session:
+
+        def publish(session: Session) -> bool:
             tenant = session.get_one(Tenant, plan.tenant_id)
             row = AdapterRow(
                 id=adapter_id,
@@ -311,35 +366,40 @@ class Slice:
             )
             published = attempts.finish(session, plan, row, metrics)
             self._charge(session)
-        if published:
+            return published
+
+        if self._transactions.write(publish):
             faults.point("after_succeeded")
             log.info("job.succeeded", adapter_id=adapter_id, sha256=digest, bytes=len(data))
             self._services.nudges.announce(plan.job_id)
             self._end()
         else:  # a cancel came first, or another worker has it
-            with self._services.database.read() as session:
-                standing = attempts.standing(session, plan)
-            self._stop(standing)
+            self._stop(self._standing())
 
     def _fail(self, code: str, message: str) -> None:
-        with self._services.database.write() as session:
-            attempts.fail(session, self.plan, code=code, message=message)
-            self._charge(session)
+        self._leave(lambda session: attempts.fail(session, self.plan, code=code, message=message))
         self._services.nudges.announce(self.plan.job_id)
-        self._end()
 
-    def _put_back(self, reason: str) -> None:
-        with self._services.database.write() as session:
-            attempts.put_back(session, self.plan, reason, self._services.settings.max_attempts)
-            self._charge(session)
+    def _put_back(self, reason: str, code: str = "crashed") -> None:
+        most = self._services.settings.max_attempts
+        self._leave(lambda session: attempts.put_back(session, self.plan, reason, most, code))
         self._services.nudges.rouse()
-        self._end()
 
     def _hand_back(self) -> None:
-        with self._services.database.write() as session:
-            attempts.yield_back(session, self.plan)
-            self._charge(session)
+        self._leave(lambda session: attempts.yield_back(session, self.plan))
         self._services.nudges.rouse()
+
+    def _leave(self, last: Callable[[Session], object]) -> None:
+        """The attempt's last write. Where the database stays away, its lease brings the job back."""
+
+        def written(session: Session) -> None:
+            last(session)
+            self._charge(session)
+
+        try:
+            self._transactions.write(written)
+        except DatabaseUnavailable:
+            log.warning("job.left_to_its_lease")
         self._end()
 
     def _charge(self, session: Session) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -212,8 +212,11 @@ class Base(ABC):
         return starts + differences
 
     @torch.no_grad()
-    def encode(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (N, C, h, w) of the latents of images (N, s, s, 3) uint8; on the CPU."""
+    def encode(self, images: np.ndarray, moved: Callable[[], None] = lambda: None) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (N, C, h, w) of the latents of images (N, s, s, 3) uint8; on the CPU.
+
+        `moved` is called after every few of them.
+        """
         means, deviations = [], []
         for start in range(0, len(images), _CODEC_BATCH):
             pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + _CODEC_BATCH]))
@@ -226,6 +229,7 @@ class Base(ABC):
                 mean, deviation = (posterior.mean - shift) * scale, posterior.std * scale
             means.append(mean.cpu())
             deviations.append(deviation.cpu())
+            moved()
         return torch.cat(means), torch.cat(deviations)
 
     @torch.no_grad()

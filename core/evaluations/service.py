@@ -197,7 +197,9 @@ def release(session: Session, plan: EvaluationPlan) -> bool:
 
 
 def put_back(session: Session, plan: EvaluationPlan, reason: str, max_crashes: int) -> bool:
-    """This attempt crashed: again, or `crashed` at the limit."""
+    """This attempt crashed: cancelled if that was asked for, `crashed` at the limit, else again."""
+    if stop(session, plan):
+        return True
     row = session.get_one(Evaluation, plan.evaluation_id, populate_existing=True)
     if row.status != "running" or row.attempt != plan.attempt:
         return False

@@ -24,7 +24,7 @@ from core.jobs.service import resolve_on
 from core.jobs.start import Start
 from core.jobs.states import Status, move
 from core.models import Adapter, Checkpoint, Dataset, Job, JobMetric, Preview, Tenant
-from core.training.spec import TrainSpec
+from core.training.spec import MAX_STEPS, TrainSpec
 
 _LOOKED_AT = 50
 """Jobs at the head of the queue among which a worker looks for one that it can take."""
@@ -80,10 +80,12 @@ def claim(
     catalog: Catalog,
     fits: Callable[[Job], bool] | None = None,
     devices: int = 1,
+    max_steps: int = MAX_STEPS,
 ) -> Plan | None:
     """Take the next job in the order of `core.jobs.queue` that asks for no more than so many devices.
 
-    With `fits`, the first that fits beside what is running.
+    With `fits`, the first that fits beside what is running. A job whose dataset was not known when it was created may
+    have no more than `max_steps`, as then.
     """
     for job_id in waiting_ids(session, catalog.names(), _LOOKED_AT, devices):
         # Skipped where another worker looks at it, or has taken it since.
@@ -92,7 +94,7 @@ def claim(
         if job is None:
             continue
         try:
-            _make_ready(session, job, catalog.get(job.model))
+            _make_ready(session, job, catalog.get(job.model), max_steps)
         except DomainError as error:
             _fail_queued(session, job, error)
             continue
@@ -284,11 +286,11 @@ def fail(session: Session, plan: Plan, *, code: str, message: str, param: str | 
     return True
 
 
-def put_back(session: Session, plan: Plan, reason: str, max_crashes: int) -> bool:
-    """This attempt could not go on (a crash, an outage): again from the last checkpoint, or `crashed` at the limit."""
+def put_back(session: Session, plan: Plan, reason: str, max_crashes: int, code: str = "crashed") -> bool:
+    """This attempt crashed: again from the last checkpoint, or failed by that code at the limit."""
     if not is_held(session, plan):
         return False
-    return take_back(session, session.get_one(Job, plan.job_id, populate_existing=True), reason, max_crashes)
+    return take_back(session, session.get_one(Job, plan.job_id, populate_existing=True), reason, max_crashes, code)
 
 
 def is_held(session: Session, plan: Plan) -> bool:
@@ -304,14 +306,14 @@ def charge(session: Session, tenant_id: str, device_seconds: float) -> None:
     )
 
 
-def _make_ready(session: Session, job: Job, base: BaseSummary) -> None:
+def _make_ready(session: Session, job: Job, base: BaseSummary, max_steps: int) -> None:
     """Give a job that was created before its dataset was known its spec. Raises what makes it impossible to run."""
     if job.base_fingerprint != base.fingerprint:
         message = f"the base {base.name} has changed since this job was created: create it again"
         raise Conflict(message, code="base_changed", pointer="/model")
     if job.spec is None:
         dataset = session.get_one(Dataset, job.dataset_id)
-        job.spec = resolve_on(job.request, dataset, base, job.seed).to_json()
+        job.spec = resolve_on(job.request, dataset, base, job.seed, max_steps).to_json()
         session.flush()
 
 
@@ -337,7 +339,7 @@ def _plan(session: Session, job: Job) -> Plan:
     )
 
 
-def take_back(session: Session, job: Job, reason: str, max_crashes: int) -> bool:
+def take_back(session: Session, job: Job, reason: str, max_crashes: int, code: str = "crashed") -> bool:
     """Cancelled if that was asked for, failed at the limit, else queued again from its last checkpoint."""
     mine = Job.attempt == job.attempt
     if job.cancel_requested:
@@ -347,7 +349,7 @@ def take_back(session: Session, job: Job, reason: str, max_crashes: int) -> bool
         return paused and _said(session, job, "Job paused")
     if job.crashes + 1 >= max_crashes:
         message = f"given up after {job.crashes + 1} crashes without progress: {reason}"
-        error = {"code": "crashed", "message": message, "param": None}
+        error = {"code": code, "message": message, "param": None}
         failed = move(session, job.id, Status.running, Status.failed, mine, error=error)
         return failed and _said(session, job, f"Job failed: {message}", level="error")
     if not move(session, job.id, Status.running, Status.queued, mine, crashes=Job.crashes + 1, phase="waiting"):
@@ -359,7 +361,7 @@ def take_back(session: Session, job: Job, reason: str, max_crashes: int) -> bool
 
 
 def _fail_queued(session: Session, job: Job, error: DomainError) -> None:
-    body = {"code": error.code, "message": str(error), "param": error.pointer}
+    body = {"code": error.code, "message": str(error), "param": error.param}
     if move(session, job.id, Status.queued, Status.failed, error=body):
         add_event(session, job.id, job.tenant_id, f"Job failed: {error}", level="error")
 

@@ -10,9 +10,19 @@ from core.errors import DomainError, Unavailable
 
 
 class ObjectMissing(DomainError):
-    """The database names an object that the store does not have."""
+    """The database names an object that the store does not have. Its message may be shown; `key` is for the log."""
 
     code = "object_missing"
+
+    def __init__(
+        self,
+        message: str = "its bytes are not in the object store any more",
+        *,
+        key: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message, code=code)
+        self.key = key
 
 
 class CorruptObject(DomainError):

@@ -62,7 +62,7 @@ class LocalStore:
         try:
             file = self._path(key).open("rb")
         except _ABSENT as error:
-            raise ObjectMissing(f"no object {key}") from error
+            raise ObjectMissing(key=key) from error
         except OSError as error:
             raise StorageUnavailable(f"cannot read an object: {error.strerror}") from error
         return self._chunks(file, chunk_bytes)

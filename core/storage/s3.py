@@ -37,7 +37,7 @@ class S3Store:
             aws_secret_access_key=secret.get_secret_value() if secret else None,
             config=Config(
                 connect_timeout=5,
-                read_timeout=60,
+                read_timeout=30,  # five silent tries end within `stall_seconds`: a worker that waits here does not hang
                 retries={"mode": "standard", "max_attempts": 5},
                 s3={"addressing_style": "path"},
             ),
@@ -128,7 +128,7 @@ def _translated(key: str) -> Iterator[None]:
         yield
     except ClientError as error:
         if error.response["Error"]["Code"] in _MISSING:
-            raise ObjectMissing(f"no object {key}") from error
+            raise ObjectMissing(key=key) from error
         raise StorageUnavailable(f"the object store refused: {error.response['Error']['Code']}") from error
     except (BotoCoreError, Boto3Error) as error:
         raise StorageUnavailable(f"the object store does not answer: {type(error).__name__}") from error

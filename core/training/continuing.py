@@ -1,6 +1,6 @@
 """A job that begins where an adapter or a checkpoint ended: its vector, and the rows of the classes that both have."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -42,9 +42,11 @@ def read_checkpoint(data: bytes, base: Base, spec: TrainSpec, classes: Sequence[
     return Source(*layout.pieces(state.average, len(classes)), tuple(classes), state.class_start)
 
 
-def continued(base: Base, data: TrainingData, spec: TrainSpec, source: Source) -> TrainState:
+def continued(
+    base: Base, data: TrainingData, spec: TrainSpec, source: Source, moved: Callable[[], None] = lambda: None
+) -> TrainState:
     """The state before the first step: the source's, but for classes that it has not; moments and step anew."""
-    state = start(base, data, spec)
+    state = start(base, data, spec, moved)
     theta, table = layout_of(base, spec).pieces(state.vector, len(data.classes))
     starts = list(state.class_start)
     theta.copy_(source.theta)

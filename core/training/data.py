@@ -1,7 +1,7 @@
 """A dataset as the trainer wants it: latents encoded once, kept as posterior mean and deviation, some held out."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,9 +29,18 @@ class TrainingData:
 
 
 def prepare(
-    base: Base, images: np.ndarray, labels: Sequence[int], classes: Sequence[str], seed: int, flip: bool
+    base: Base,
+    images: np.ndarray,
+    labels: Sequence[int],
+    classes: Sequence[str],
+    seed: int,
+    flip: bool,
+    moved: Callable[[], None] = lambda: None,
 ) -> TrainingData:
-    """Encode images (N, s, s, 3) uint8 of the job's size, once for each flip, and split them by `seed`."""
+    """Encode images (N, s, s, 3) uint8 of the job's size, once for each flip, and split them by `seed`.
+
+    `moved` is called after every few images: some thousand take minutes.
+    """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
         raise Invalid(f"images must be (N, s, s, 3) uint8, not {images.shape} {images.dtype}")
     if images.shape[1] % base.summary.size_unit:
@@ -42,7 +51,7 @@ def prepare(
     if int(numbers.min()) < 0 or int(numbers.max()) >= len(classes):
         raise Invalid(f"a label lies outside of the {len(classes)} classes")
     views = [images, images[:, :, ::-1]] if flip else [images]
-    encoded = [base.encode(view) for view in views]
+    encoded = [base.encode(view, moved) for view in views]
     train, held_out = split(numbers, len(classes), seed)
     return TrainingData(
         mean=torch.stack([mean for mean, _ in encoded], dim=1),

@@ -6,7 +6,7 @@ A job's trainable is one vector: θ, then its class rows' differences. A pass ma
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -24,12 +24,15 @@ from core.training.spec import TrainSpec
 from core.training.trainee import Diverged, Draw, Progress, Ranks, Trainee, TrainState, layout_of
 
 
-def start(base: Base, data: TrainingData, spec: TrainSpec) -> TrainState:
-    """The state before the first step: zero, which is the base with each class at its start row."""
+def start(base: Base, data: TrainingData, spec: TrainSpec, moved: Callable[[], None] = lambda: None) -> TrainState:
+    """The state before the first step: zero, which is the base with each class at its start row.
+
+    `moved` is called now and then: to choose the rows may take minutes.
+    """
     starts: tuple[int | None, ...] = (None,) * len(data.classes)
     if spec.class_start == "best":
         starts = choose_class_start(
-            base, data.mean[data.train, 0], data.labels[data.train], len(data.classes), spec.seed
+            base, data.mean[data.train, 0], data.labels[data.train], len(data.classes), spec.seed, moved
         )
     return TrainState.zero(layout_of(base, spec).parameter_count(len(data.classes)), starts, base.device)
 

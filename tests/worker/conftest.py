@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from core.fresh import FreshObjects
 from core.nudges import Nudges
 from core.settings import Settings
 from core.storage import open_store
+from core.training.loop import Trainee
 from tests.conftest import make_settings
 from tests.diffusion.tiny import make_pipeline
 from tests.worker.shop import Shop
@@ -38,6 +40,20 @@ def shop(shop_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
     monkeypatch.setattr("worker.pump._LINGER_SECONDS", 0.2)  # nobody else makes work here
     with opened_shop(shop_settings) as shop:
         yield shop
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int], Any]:
+    """What is to happen before a job of this seed takes this step."""
+    due: dict[tuple[int, int], Any] = {}
+    real = Trainee.draw
+
+    def draw(trainee: Trainee) -> Any:
+        due.pop((trainee.spec.seed, trainee.state.step), lambda: None)()
+        return real(trainee)
+
+    monkeypatch.setattr(Trainee, "draw", draw)
+    return due
 
 
 @contextmanager

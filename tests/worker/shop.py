@@ -89,6 +89,7 @@ class Shop:
             "DIFFFIT_BASES": ",".join(settings.bases),
             "DIFFFIT_LEASE_SECONDS": str(settings.lease_seconds),
             "DIFFFIT_SLICE_SECONDS": str(settings.slice_seconds),
+            "DIFFFIT_STALL_SECONDS": str(settings.stall_seconds),
             "DIFFFIT_THREADS": str(settings.threads),
             "FAULT": fault,
         }

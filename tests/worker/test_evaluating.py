@@ -145,6 +145,31 @@ def test_one_that_kills_its_workers_comes_to_an_end(shop: Shop) -> None:
     assert (row.status, (row.error or {})["code"]) == ("failed", "crashed")
 
 
+def test_one_that_was_cancelled_before_its_last_crash_is_cancelled(shop: Shop) -> None:
+    evaluation_id = ask(shop)
+    with shop.services.database.write() as session:
+        plan = evaluations.claim(session, "w", 60, shop.services.catalog)
+        assert plan is not None
+        evaluations.cancel_evaluation(session, shop.tenant_id, evaluation_id)
+        assert evaluations.put_back(session, plan, "it crashed", max_crashes=1)
+    row = found(shop, evaluation_id)
+    assert (row.status, row.error) == ("cancelled", None)
+
+
+def test_one_whose_adapter_is_gone_says_so_and_names_no_object(shop: Shop) -> None:
+    shop.dataset_id = add_dataset(shop.services, shop.tenant_id, each=40)
+    job_id = shop.job()
+    shop.pump()
+    [adapter] = shop.adapters(job_id)
+    shop.services.store.delete(adapter.object_key)
+    evaluation_id = ask(shop, adapter.id)
+    shop.pump()
+    row = found(shop, evaluation_id)
+    error = row.error or {}
+    assert (row.status, error["code"]) == ("failed", "object_missing")
+    assert error["message"] == "its bytes are not in the object store any more"
+
+
 def test_a_file_with_too_few_images_is_refused(shop: Shop) -> None:
     with shop.services.database.read() as session:
         dataset = session.get_one(Dataset, shop.dataset_id)

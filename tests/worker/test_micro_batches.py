@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from core.jobs import service as jobs
 from core.training.trainee import Trainee
 from tests.worker.shop import MODEL, Shop
+from worker.cotraining import CoTraining
 
 KILLED = -9
 JOB = {"steps": 12, "batch_size": 8, "checkpoint_every": 4}
@@ -26,20 +28,6 @@ def limit(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(base, "forward", forward)
     return allowed
-
-
-@pytest.fixture
-def at_step(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int], Any]:
-    """What is to happen before a job of this seed takes this step."""
-    due: dict[tuple[int, int], Any] = {}
-    real = Trainee.draw
-
-    def draw(trainee: Trainee) -> Any:
-        due.pop((trainee.spec.seed, trainee.state.step), lambda: None)()
-        return real(trainee)
-
-    monkeypatch.setattr(Trainee, "draw", draw)
-    return due
 
 
 def sha(shop: Shop, job_id: str) -> str:
@@ -126,6 +114,66 @@ def test_a_job_for_which_no_row_has_room_fails_and_its_neighbour_runs_on(
     assert [message.rsplit(" ", 1)[1] for message in halvings] == ["4", "2", "1", "1"]
     assert shop.adapters(greedy) == []
     assert sha(shop, mine) == sha(shop, alone)
+
+
+@pytest.fixture
+def preparations(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Which of the next preparations have the memory that they need, `False` for all that follow if it is the last."""
+    has_room: list[bool] = [True]
+    real = shop.runtime.prepared
+
+    def prepared(plan: Any) -> Any:
+        if not (has_room.pop(0) if len(has_room) > 1 else has_room[0]):
+            raise MemoryError
+        return real(plan)
+
+    monkeypatch.setattr(shop.runtime, "prepared", prepared)
+    return has_room
+
+
+def test_a_job_that_finds_no_memory_to_be_prepared_in_comes_to_an_end(shop: Shop, preparations: list[bool]) -> None:
+    job_id = shop.job(**JOB)
+    assert shop.pump_elsewhere("after_step:6:kill") == KILLED
+    shop.lose_leases()
+    preparations[:] = [False]
+    shop.pump()
+    job = shop.get_job(job_id)
+    assert (job.status, (job.error or {})["code"]) == ("failed", "out_of_memory")
+    assert job.attempt <= shop.services.settings.max_attempts
+    assert len(shop.messages(job_id)) < 30
+
+
+def test_memory_that_was_short_for_a_moment_costs_neither_checkpoint_nor_bits(
+    shop: Shop, limit: list[int], at_step: dict[tuple[int, int], Any], preparations: list[bool]
+) -> None:
+    limit[0] = 3
+    undisturbed = shop.job(**JOB)
+    shop.pump()
+    job_id = shop.job(**JOB)
+
+    def die() -> None:
+        raise SystemExit("the worker is gone")
+
+    at_step[7, 6] = die
+    with pytest.raises(SystemExit):
+        shop.pump()
+    shop.lose_leases()
+    preparations[:] = [False, True]
+    shop.pump()
+    assert (shop.get_job(job_id).status, micro_batch(shop, job_id)) == ("succeeded", 2)
+    assert sha(shop, job_id) == sha(shop, undisturbed)
+    assert not any("unreadable" in message for message in shop.messages(job_id))
+
+
+def test_a_job_that_is_cancelled_before_it_is_prepared_is_not(shop: Shop) -> None:
+    job_id = shop.job(**JOB)
+    training = CoTraining(shop.runtime)
+    assert training.claim()
+    with shop.services.database.write() as session:
+        jobs.cancel_job(session, shop.tenant_id, job_id)
+    training.advance()
+    assert training.is_empty
+    assert shop.get_job(job_id).status == "cancelled"
 
 
 def test_a_pass_that_is_too_large_for_memory_is_parted_before_any_job_is(shop: Shop, limit: list[int]) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 from core.adapters import format as adapter_format
 from core.errors import Invalid
 from core.jobs import attempts
-from core.models import Checkpoint, Job, JobMetric, Preview
+from core.models import Checkpoint, Dataset, Job, JobMetric, Preview
 from core.settings import Settings
 from tests.diffusion.tiny import make_pixart
 from tests.worker.conftest import opened_shop
@@ -129,14 +129,21 @@ def test_an_unreadable_checkpoint_gives_way_to_the_one_before(shop: Shop) -> Non
 def test_a_corrupt_dataset_fails_its_job_with_its_code(shop: Shop) -> None:
     job_id = shop.job()
     with shop.services.database.read() as session:
-        from core.models import Dataset
-
         pack = session.get_one(Dataset, shop.dataset_id).pack_key
     shop.services.store.put(pack or "", b"other bytes")
     shop.pump()
     job = shop.get_job(job_id)
     assert (job.status, (job.error or {})["code"]) == ("failed", "dataset_corrupt")
     assert shop.adapters(job_id) == []
+
+
+def test_a_dataset_whose_bytes_are_gone_fails_its_job_and_names_no_object(shop: Shop) -> None:
+    job_id = shop.job()
+    with shop.services.database.read() as session:
+        shop.services.store.delete(session.get_one(Dataset, shop.dataset_id).pack_key or "")
+    shop.pump()
+    error = shop.get_job(job_id).error or {}
+    assert (error["code"], error["message"]) == ("dataset_corrupt", "the dataset's bytes are gone")
 
 
 def test_a_job_for_a_base_that_has_changed_is_not_run_on_the_new_one(shop: Shop) -> None:
@@ -172,11 +179,12 @@ def test_an_image_does_not_depend_on_what_shares_its_batch(shop: Shop) -> None:
     job_id = shop.job()
     shop.pump()
     [adapter] = shop.adapters(job_id)
-    alone = [shop.sample(), shop.sample(adapter.id, prompt="disc")]
-    for sample_id in alone:
+    alone: list[str] = []
+    for adapters, prompt in (((), None), ((adapter.id,), "disc")):
+        alone.append(shop.sample(*adapters, prompt=prompt))
         shop.pump()
-        assert shop.get_sample(sample_id).status in ("succeeded", "queued")
-    shop.pump()
+        found = shop.get_sample(alone[-1])
+        assert (found.status, (found.stats or {})["batch_size"]) == ("succeeded", 2 if adapters else 1)
     together = [shop.sample(steps=4), shop.sample(adapter.id, prompt="disc"), shop.sample(steps=9)]
     shop.pump()
     pictures = [_picture(shop, sample_id) for sample_id in (*alone, *together[:2])]
@@ -194,7 +202,8 @@ def test_an_adapter_that_is_gone_fails_its_own_request_alone(shop: Shop) -> None
     lost, fine = shop.sample(adapter.id, prompt="disc"), shop.sample()
     shop.pump()
     assert shop.get_sample(lost).status == "failed"
-    assert (shop.get_sample(lost).error or {})["code"] == "object_missing"
+    error = shop.get_sample(lost).error or {}
+    assert (error["code"], error["message"]) == ("object_missing", "its bytes are not in the object store any more")
     assert shop.get_sample(fine).status == "succeeded"
 
 
