@@ -48,8 +48,11 @@ class _Run:
     """A job that is prepared: `trainee` is live and moves with every step."""
 
     trainee: Trainee
-    path: NumericPath
     body: dict[str, Any]  # what the last step reported
+
+    @property
+    def path(self) -> NumericPath:
+        return self.trainee.path
 
     @property
     def state(self) -> TrainState:
@@ -120,7 +123,7 @@ class Slice:
                 if self._crew is not None:
                     self._crew.join(data, spec, state, path)
             body = dict(found[1].metrics) if found else {}
-            self._run = _Run(Trainee(base, data, spec, state, path, self._crew), path, body)
+            self._run = _Run(Trainee(base, data, spec, state, path, self._crew), body)
             self._unpaid += time.monotonic() - began
             self._runtime.rest.end()
 

@@ -41,6 +41,7 @@ class Upkeep:
         self._store = open_store(settings)
         self._orphans = retention.Orphans()
         self._relay = Relay(app, self._database, settings.broker)
+        self._judges_from = 0.0
 
     def close(self) -> None:
         self._database.close()
@@ -49,7 +50,17 @@ class Upkeep:
         self._relay.run_once()
 
     def sweep(self) -> None:
-        """Every unfinished row without a live lease is offered again, whatever became of its message."""
+        """Every unfinished row without a live lease is offered again, whatever became of its message.
+
+        Not for a lease's time after the database was away: workers could not extend theirs, and live.
+        """
+        try:
+            self._database.ping()
+        except Exception:
+            self._judges_from = time.monotonic() + self._settings.lease_seconds
+            raise
+        if time.monotonic() < self._judges_from:
+            return
         sweeps = {
             "dataset.validate": datasets.sweep,
             "job.train": upkeep.sweep,

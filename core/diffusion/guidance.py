@@ -6,11 +6,12 @@
 
 from torch import Tensor
 
+from core.diffusion.schedule import wide
+
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
     """unconditional + scale (conditional − unconditional) for rows (B, C, h, w) and scales (B,)."""
-    wide = scale.view(-1, *(1,) * (conditional.ndim - 1))
-    return unconditional + wide * (conditional - unconditional)
+    return unconditional + wide(scale, conditional) * (conditional - unconditional)
 
 
 def is_guided(level: float, interval: tuple[float, float]) -> bool:

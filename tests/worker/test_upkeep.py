@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from core.bases import Catalog
 from core.datasets import service as datasets
@@ -101,3 +102,31 @@ def test_a_sweep_that_fails_takes_none_of_the_others_with_it(
     upkeep.close()
     with database.read() as session:
         assert session.get_one(Job, job.id).status == "queued"
+
+
+def test_who_could_not_extend_its_lease_in_an_outage_is_not_taken_for_dead(
+    database: Database, catalog: Catalog, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with database.write() as session:
+        job = make_job(session, make_tenant(session), catalog)
+        claim_job(session, catalog)
+        expire(session, Job, job.id)
+    upkeep = Upkeep(make_settings(tmp_path, database_url=database_url, lease_seconds=1.0))
+
+    def crashes() -> int:
+        with database.read() as session:
+            return session.get_one(Job, job.id).crashes
+
+    def away(_: Database) -> None:
+        raise OperationalError("SELECT 1", {}, Exception("no connection"))
+
+    with monkeypatch.context() as outage:
+        outage.setattr(Database, "ping", away)
+        with pytest.raises(OperationalError):
+            upkeep.sweep()
+    upkeep.sweep()
+    assert crashes() == 0
+    time.sleep(1.0)
+    upkeep.sweep()
+    assert crashes() == 1
+    upkeep.close()
