@@ -105,15 +105,23 @@ class AdapterBank:
         self.version += 1
         length = len(delta)
         offset, capacity = self._table.take(length)
-        if capacity > len(self._delta):
-            grown = torch.zeros(capacity, self.layout.hidden, device=self.device)
-            grown[: len(self._delta)] = self._delta
-            start = torch.zeros(capacity, dtype=torch.long, device=self.device)
-            start[: len(self._start)] = self._start
-            self._delta, self._start = grown, start
+        try:
+            self._grow(capacity)
+        except RuntimeError:  # no memory: the rows are nobody's
+            self._table.free(offset, length)
+            raise
         self._delta[offset : offset + length] = delta.to(self.device)
         self._start[offset : offset + length] = starts.to(self.device)
         self._spans[slot] = (offset, length)
+
+    def _grow(self, capacity: int) -> None:
+        if capacity <= len(self._delta):
+            return
+        delta = torch.zeros(capacity, self.layout.hidden, device=self.device)
+        delta[: len(self._delta)] = self._delta
+        start = torch.zeros(capacity, dtype=torch.long, device=self.device)
+        start[: len(self._start)] = self._start
+        self._delta, self._start = delta, start
 
 
 class _RowTable:

@@ -116,6 +116,24 @@ def test_class_rows_come_and_go_without_the_table_growing(base: Base):
     assert len(bank._delta) <= 256
 
 
+def test_a_load_that_finds_no_memory_takes_no_rows(base: Base, monkeypatch: pytest.MonkeyPatch):
+    unlucky, other = (AdapterBank(base.layout(), base, slots=2) for _ in range(2))
+    many = Adapter.zero(base.layout(), base, [f"class {number}" for number in range(80)], (None,) * 80)
+
+    def refuse(*_: object, **__: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no memory")
+
+    for _ in range(2):
+        with monkeypatch.context() as full:
+            full.setattr(torch, "zeros", refuse)
+            with pytest.raises(torch.OutOfMemoryError):
+                unlucky.load(1, many)
+    assert not unlucky.is_loaded(1)
+    for bank in (unlucky, other):
+        bank.load(1, many)
+    assert len(unlucky._delta) == len(other._delta)
+
+
 def test_entries_that_nobody_uses_are_skipped_without_changing_a_bit(base: Base):
     wide = base.layout(gamma_depth="all", gamma_places=["attention", "mlp", "qkv", "projection"])
     bank = AdapterBank(wide, base, slots=3)
