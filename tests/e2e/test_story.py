@@ -218,6 +218,19 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
+def test_a_worker_that_hangs_ends_itself_and_its_job_goes_on(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Celery starts another child, which takes the job from its checkpoint and has fewer steps to go than the hang."""
+    monkeypatch.setenv("FAULT", "after_step:30:sleep")
+    settings = {"lease_seconds": "3", "stall_seconds": "20"}
+    with running(tmp_path / "data", tiny_base, **settings) as service, service.client() as client:
+        file = push(client, shapes_zip())
+        created = train(client, MODEL, file["id"], steps=40, batch_size=4, checkpoint_every=10)
+        done = ended(client, created["id"])
+        assert (done["status"], done["attempt"]) == ("succeeded", 2), done
+
+
 def _differs(image: bytes, other_b64: str) -> int:
     import base64
 
