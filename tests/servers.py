@@ -9,10 +9,8 @@ import ctypes
 import json
 import os
 import pwd
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -32,6 +30,8 @@ import redis
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from psycopg.sql import SQL, Identifier
+
+from tests.processes import children, free_port
 
 _PR_SET_PDEATHSIG = 1
 _GRPC_OFFSET = 10_000  # SeaweedFS puts the gRPC port of each part so far above its HTTP port
@@ -205,7 +205,7 @@ class Postgres(Server):
         """With its backends, which have process groups of their own: the next start must not meet them."""
         if self._process is None:
             return
-        backends = _children(self.pid)
+        backends = children(self.pid)
         super().kill()
         for backend in backends:
             with contextlib.suppress(ProcessLookupError):
@@ -354,33 +354,6 @@ class SeaweedFS(Server):
         return True
 
 
-def is_running(pid: int) -> bool:
-    """Whether a process of that number is there."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def free_port(also_above: int = 0) -> int:
-    """A port that nobody listens on, below the range from which the kernel takes its own; `also_above` a second one."""
-    while True:
-        port = random.randrange(12_000, 22_000 if also_above else 32_000)
-        if all(_is_free(port + offset) for offset in {0, also_above}):
-            return port
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
-
-
 def _fresh_folder(name: str) -> Path:
     """In the first temporary folder that every user can reach: PostgreSQL runs as nobody."""
     for parent in (Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")):
@@ -394,13 +367,6 @@ def _package(name: str) -> Path:
     if spec is None or spec.origin is None:
         raise RuntimeError(f"{name} is not installed: run `make setup`")
     return Path(spec.origin).parent
-
-
-def _children(pid: int) -> list[int]:
-    """Direct children, where the kernel tells."""
-    with contextlib.suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
 
 
 def _die_with_parent() -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+
+from tests.processes import descendants, free_port
 
 READY_SECONDS = 90.0
 ENDED = ("succeeded", "failed", "cancelled")
@@ -24,7 +25,7 @@ class RunningService:
 
     def __init__(self, folder: Path, base: Path, **settings: str) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("DIFFFIT_")},
@@ -84,7 +85,7 @@ class RunningService:
 
     def children(self) -> list[int]:
         """Every process below the supervisor."""
-        return _descendants(self.pid)
+        return descendants(self.pid)
 
     def logs(self) -> str:
         parts = [f"== {path.name}\n{path.read_text()[-4000:]}" for path in sorted((self.folder / "logs").glob("*.log"))]
@@ -158,17 +159,3 @@ def step_of(found: dict[str, Any]) -> int:
 
 def adapter_of(client: httpx.Client, found: dict[str, Any]) -> dict[str, Any]:
     return client.get(f"/v1/adapters/{found['adapter_id']}").json()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _descendants(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
-            found += [int(child), *_descendants(int(child))]
-    return found

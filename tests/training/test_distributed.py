@@ -29,7 +29,7 @@ from core.training.loop import advance, fit, start
 from core.training.path import NumericPath, numeric_path
 from core.training.spec import TrainSpec
 from core.training.trainee import Diverged, Progress, Ranks, Trainee, TrainState
-from tests.servers import is_running
+from tests.processes import is_running
 from tests.training.jobs import make_data, make_spec
 
 

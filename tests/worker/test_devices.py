@@ -9,7 +9,7 @@ import pytest
 
 from core.settings import Settings
 from tests.conftest import make_settings
-from tests.servers import is_running
+from tests.processes import is_running
 from tests.worker.shop import Shop
 from worker.cotraining import CoTraining
 
