@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -291,6 +293,24 @@ def test_a_compiled_job_of_as_many_rows_as_tokens_has_its_bits_in_company(base: 
         assert state is not None
         [*_, alone] = islice(fit(base, own, spec, path=numeric_path(base, spec, compiled=True)), 2)
         assert torch.equal(state.vector, alone.state.vector)
+
+
+def test_a_compiled_job_has_the_same_bits_whatever_was_compiled_before(tmp_path: Path):
+    """torch would take what it compiled for another base, with other sizes in mind, and sum in another order."""
+    tiny = load_base(make_pipeline(tmp_path / "tiny-dit", classes=4), dtype=torch.bfloat16)
+    _compiled_digest(tiny)
+    script = f"from {__name__} import _compiled_digest as d; print(d())"
+    elsewhere = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert elsewhere.stdout.split()[-1] == _compiled_digest()
+
+
+def _compiled_digest(base: Base | None = None) -> str:
+    """Of a compiled job in bfloat16, of the shipped base where none is given, after two steps."""
+    torch.set_num_threads(1)
+    base = base or load_base(PACKAGED_BASE, dtype=torch.bfloat16)
+    spec = make_spec(base, batch_size=2)
+    [*_, last] = islice(fit(base, make_data(base), spec, path=numeric_path(base, spec, compiled=True)), 2)
+    return hashlib.sha256(last.state.vector.numpy().tobytes()).hexdigest()
 
 
 def test_jobs_that_are_compiled_and_jobs_that_are_not_do_not_share_a_pass(base: Base, data: TrainingData):

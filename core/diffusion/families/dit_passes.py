@@ -97,12 +97,18 @@ EAGER = Passes(
 def compiled() -> Passes:
     """The same by torch.compile, for any number of rows; each is compiled at its first call, some seconds."""
     from torch._dynamo import config as dynamo_config  # noqa: PLC0415  # a second, for who compiles
+    from torch._functorch import config as functorch_config  # noqa: PLC0415
+    from torch._inductor import config as inductor_config  # noqa: PLC0415
     from torch.fx.experimental import _config as fx_config  # noqa: PLC0415
 
+    # What other processes left on disk was made with other numbers of rows in mind, and may sum in another order.
+    # Kernels are still found there, by their source: that is what takes the time.
+    functorch_config.enable_autograd_cache = False
+    inductor_config.fx_graph_cache = False
     fx_config.use_duck_shape = False  # or 16 rows of 16 tokens would be another function than 8 rows of 16
     dynamo_config.recompile_limit = _COMPILED_FORMS  # of which each base, type and layout needs its own
     plain = EAGER._replace(activate=_activate_at_once)
-    return Passes(*(_for_any_rows(torch.compile(function, dynamic=True, fullgraph=True)) for function in plain))
+    return Passes(*(_for_any_rows(torch.compile(function, dynamic=False, fullgraph=True)) for function in plain))
 
 
 def check_compiler(device: torch.device) -> None:
@@ -121,21 +127,27 @@ def check_compiler(device: torch.device) -> None:
 
 
 def _for_any_rows(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
-    """torch compiles another function, of other last bits, for a size of one: a lone row goes through twice instead."""
+    """torch compiles another function, which may have other last bits, for each kind of argument: here is but one kind.
+
+    A size of one is a kind of its own, so a lone row goes through twice; vectors that lie apart in memory, as those of
+    several rows do, are another than those that do not; and so are those that want a gradient, which nobody records.
+    All sizes but the number of rows are fixed: what is compiled for any size is compiled with the first one in mind.
+    """
 
     @functools.wraps(function)
     def run(first: Tensor, *others: Tensor | float) -> tuple[Tensor, ...]:
-        # Detached, or there would be another function for those that want a gradient: here nobody records.
-        bare = [arg.detach() if isinstance(arg, Tensor) else arg for arg in (first, *others)]
-        if len(first) != 1:
-            return function(*bare)
-        return tuple(result[:1] for result in function(*(_twice(arg) for arg in bare)))
+        alone = len(first) == 1
+        results = function(*(_bare(arg, alone) if isinstance(arg, Tensor) else arg for arg in (first, *others)))
+        return tuple(result[:1] for result in results) if alone else results
 
     return run
 
 
-def _twice(arg: Tensor | float) -> Tensor | float:
-    return torch.cat([arg, arg]) if isinstance(arg, Tensor) else arg
+def _bare(arg: Tensor, alone: bool) -> Tensor:
+    bare = arg.detach()
+    bare = torch.cat([bare, bare]) if alone else bare.contiguous()
+    torch._dynamo.mark_dynamic(bare, 0)
+    return bare
 
 
 def _activate_at_once(u: Tensor, b1: Tensor) -> tuple[Tensor, Tensor]:
