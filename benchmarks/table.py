@@ -176,7 +176,7 @@ def show_kept(results: Path, base_fingerprint: str) -> Result:
     for recipe in SIZES:
         base, cells = kept(results, base_fingerprint, recipe)
         if cells:
-            print(f"\nthe {recipe}'s recipe, kept results of base {base}")
+            print(f"\nthe {recipe}'s recipe, {len(cells)} kept cells of base {base}")
             summaries[recipe] = {**present(cells), "base": base, "cells": len(cells)}
     if not summaries:
         raise FileNotFoundError(f"no kept results in {results}: run without --quick first")
