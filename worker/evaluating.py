@@ -28,7 +28,7 @@ from core.storage import keys
 from core.storage.base import ObjectMissing
 from core.training.data import split
 from core.training.randomness import generator
-from worker.outages import DATABASE_AWAY, DatabaseUnavailable
+from worker.outages import DATABASE_AWAY
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -261,16 +261,7 @@ class Evaluating:
         self._services.nudges.rouse()
 
     def _leave(self, last: Callable[[Session], object]) -> None:
-        """The attempt's last write. Where the database stays away, its lease brings the evaluation back."""
-
-        def written(session: Session) -> None:
-            last(session)
-            self._charge(session)
-
-        try:
-            self._transactions.write(written)
-        except DatabaseUnavailable:
-            log.warning("evaluation.left_to_its_lease")
+        self._transactions.write_last(last, self._charge)
         self._end()
 
     def _charge(self, session: Session) -> None:

@@ -48,6 +48,18 @@ class Transactions:
 
         return self._outlasting(once)
 
+    def write_last(self, *actions: Callable[[Session], object]) -> None:
+        """What ends an attempt, in one transaction. Where the database stays away, its lease brings the work back."""
+
+        def all_of_them(session: Session) -> None:
+            for action in actions:
+                action(session)
+
+        try:
+            self.write(all_of_them)
+        except DatabaseUnavailable:
+            log.warning("attempt.left_to_its_lease")
+
     def read(self, action: Callable[[Session], T]) -> T:
         """Raises DatabaseUnavailable."""
 

@@ -393,16 +393,7 @@ class Slice:
         self._services.nudges.rouse()
 
     def _leave(self, last: Callable[[Session], object]) -> None:
-        """The attempt's last write. Where the database stays away, its lease brings the job back."""
-
-        def written(session: Session) -> None:
-            last(session)
-            self._charge(session)
-
-        try:
-            self._transactions.write(written)
-        except DatabaseUnavailable:
-            log.warning("job.left_to_its_lease")
+        self._transactions.write_last(last, self._charge)
         self._end()
 
     def _charge(self, session: Session) -> None:

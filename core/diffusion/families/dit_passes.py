@@ -18,7 +18,7 @@ from core.errors import Unavailable
 _CHUNK = 1 << 16
 """Values that go through GELU at a time on a CPU: its temporaries then stay in the second-level cache."""
 _COMPILED_FORMS = 64
-"""Of one function: by type, and by how its vectors lie in memory."""
+"""Of one function: by type, and by the sizes of each base."""
 _GELU = 2 * math.sqrt(2 / math.pi)
 _CUBE = 0.044715
 
@@ -106,7 +106,7 @@ def compiled() -> Passes:
     functorch_config.enable_autograd_cache = False
     inductor_config.fx_graph_cache = False
     fx_config.use_duck_shape = False  # or 16 rows of 16 tokens would be another function than 8 rows of 16
-    dynamo_config.recompile_limit = _COMPILED_FORMS  # of which each base, type and layout needs its own
+    dynamo_config.recompile_limit = _COMPILED_FORMS  # of which each type and each base's sizes need their own
     plain = EAGER._replace(activate=_activate_at_once)
     return Passes(*(_for_any_rows(torch.compile(function, dynamic=False, fullgraph=True)) for function in plain))
 
