@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
+from core import faults
 from core.db.session import Database, now
 from core.models import OutboxMessage
 
@@ -30,6 +31,7 @@ def relay(database: Database, send: Send, limit: int = 100) -> int:
         for message in claimed:
             send(message.topic, message.payload)
             sent.append(message.id)
+            faults.point("after_publish_before_mark")
     finally:
         if claimed:
             _mark(database, sent, [message.id for message in claimed if message.id not in sent])

@@ -8,6 +8,7 @@ from itertools import islice
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from core import faults
 from core.db.session import Database, now
 from core.evaluations import service as evaluations
 from core.jobs import upkeep
@@ -77,6 +78,7 @@ def _remove_images(database: Database, store: ObjectStore, keep: timedelta) -> i
 
 def _remove(store: ObjectStore, forgotten: list[str]) -> int:
     for key in forgotten:
+        faults.point("mid_object_delete")
         store.delete(key)
     return len(forgotten)
 
@@ -90,11 +92,12 @@ def _orphans(database: Database, store: ObjectStore) -> list[str]:
     if not ours:
         return []
     with database.read() as session:
-        named = _named(session)
+        named = named_keys(session)
     return [key for key in ours if key not in named]
 
 
-def _named(session: Session) -> set[str]:
+def named_keys(session: Session) -> set[str]:
+    """Of every object that a live row needs."""
     live = Dataset.deleted_at.is_(None)
     in_use = samples.adapters_in_use(session) | evaluations.adapters_in_use(session)
     columns = (

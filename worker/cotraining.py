@@ -7,6 +7,7 @@ import structlog
 import torch
 from sqlalchemy.orm import Session
 
+from core import faults
 from core.jobs import attempts
 from core.models import Job
 from core.training.loop import advance
@@ -60,6 +61,7 @@ class CoTraining:
             )
         if plan is None:
             return False
+        faults.point("claimed")
         log.info("job.claimed", job_id=plan.job_id, attempt=plan.attempt, beside=len(self._slices))
         if not self._slices:
             self._until = time.monotonic() + self._services.settings.slice_seconds

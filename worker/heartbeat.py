@@ -7,6 +7,8 @@ from typing import Self
 
 import structlog
 
+from core import faults
+
 log = structlog.get_logger()
 
 
@@ -33,5 +35,6 @@ class Heartbeat:
         while not self._ended.wait(self._seconds):
             try:
                 self._beat()
+                faults.point("heartbeat")
             except Exception:
                 log.exception("heartbeat.failed")

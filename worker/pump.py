@@ -12,7 +12,7 @@ import time
 
 import structlog
 
-from core import nudges
+from core import faults, nudges
 from core.evaluations import service as evaluations
 from core.samples import service as samples
 from worker.app import is_stopping
@@ -122,6 +122,7 @@ class Pump:
             )
         if plan is None:
             return False
+        faults.point("claimed")
         log.info("evaluation.claimed", evaluation_id=plan.evaluation_id, attempt=plan.attempt)
         self._evaluating = Evaluating(self._runtime, plan)
         self._trained_last = False

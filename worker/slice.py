@@ -372,7 +372,7 @@ class Slice:
             return published
 
         if self._transactions.write(publish):
-            faults.point("after_succeeded")
+            faults.point("after_succeeded_before_ack")
             log.info("job.succeeded", adapter_id=adapter_id, sha256=digest, bytes=len(data))
             self._services.nudges.announce(plan.job_id)
             self._end()

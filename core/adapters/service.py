@@ -2,6 +2,7 @@
 
 from sqlalchemy.orm import Session
 
+from core import faults
 from core.adapters.repository import AdapterRepository
 from core.db.session import now
 from core.models import Adapter, Tenant
@@ -23,4 +24,5 @@ def delete_adapter(session: Session, tenant_id: str, adapter_id: str) -> Adapter
     """Hide it now; upkeep removes its bytes once requests that were under way have ended."""
     adapter = AdapterRepository(session, tenant_id).get(adapter_id)
     adapter.deleted_at = now(session)
+    faults.point("tombstoned")
     return adapter

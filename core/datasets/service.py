@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import Update
 
-from core import outbox
+from core import faults, outbox
 from core.datasets.repository import DatasetRepository
 from core.db.session import now, wrote
 from core.errors import Conflict
@@ -66,6 +66,7 @@ def delete_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset
     if evaluation_id := evaluations.find_using(session, dataset.id):
         raise Conflict(f"evaluation {evaluation_id} still needs this file: let it end first", code="file_in_use")
     dataset.deleted_at = now(session)
+    faults.point("tombstoned")
     return dataset
 
 

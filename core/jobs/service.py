@@ -5,6 +5,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from core import faults
 from core.datasets.repository import DatasetRepository
 from core.db.session import wrote
 from core.diffusion.catalog import BaseSummary
@@ -105,6 +106,7 @@ def cancel_job(session: Session, tenant_id: str, job_id: str) -> Job:
             add_event(session, job.id, tenant_id, "Job cancelled")
             return _fresh(session, job)
     _ask(session, job, "cancelled", cancel_requested=True, phase="cancelling")
+    faults.point("flag_set")
     return _fresh(session, job)
 
 

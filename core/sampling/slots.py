@@ -13,6 +13,7 @@ from typing import Literal
 
 import structlog
 
+from core import faults
 from core.diffusion.adapter import Adapter
 from core.diffusion.bank import BASE_SLOT, AdapterBank
 from core.errors import Unavailable
@@ -138,6 +139,7 @@ class AdapterSlots:
                 self._evict()
             slot = self._free[-1]
             self._bank.load(slot, self._host[digest])  # where this fails the slot may be half written: it stays free
+            faults.point("adapter_applied")
             self._free.pop()
             self._slot_of[digest] = slot
             load_ms = 1000 * (time.perf_counter() - began)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_ISREG
 
-from core import leftovers
+from core import faults, leftovers
 from core.storage.base import ObjectInfo, ObjectMissing, StorageUnavailable
 
 _STAGING = ".staging"
@@ -40,6 +40,7 @@ class LocalStore:
             with path.open("rb") as source, staged.open("wb") as target:
                 while chunk := source.read(1 << 20):
                     target.write(chunk)
+                    faults.point("upload_part")
             self._publish(staged, key)
         except OSError as error:
             raise StorageUnavailable(f"cannot write an object: {error.strerror}") from error
@@ -112,6 +113,7 @@ class LocalStore:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        faults.point("object_staged")
         target = self._path(key)
         for tries_left in reversed(range(_PUBLISH_TRIES)):
             try:

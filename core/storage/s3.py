@@ -12,6 +12,7 @@ from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from core import faults
 from core.clock import utc_now
 from core.settings import Settings
 from core.storage import keys
@@ -50,7 +51,11 @@ class S3Store:
     def put_file(self, key: str, path: Path, content_type: str = "application/octet-stream") -> None:
         with _translated(key):
             self._client.upload_file(
-                str(path), self._bucket, self._prefix + key, ExtraArgs={"ContentType": content_type}
+                str(path),
+                self._bucket,
+                self._prefix + key,
+                ExtraArgs={"ContentType": content_type},
+                Callback=lambda _bytes: faults.point("upload_part"),
             )
 
     def get(self, key: str) -> bytes:

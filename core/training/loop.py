@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core import faults
 from core.diffusion.adapter import Adapter
 from core.diffusion.base import Base
 from core.errors import Invalid
@@ -122,6 +123,7 @@ def advance(base: Base, trainees: Sequence[Trainee]) -> list[Progress | Diverged
             rows = row_losses(base.schedule, out, x0[part], eps[part], x_t, t[part], base.learned_sigma, weights)
             (rows * shares[part]).sum().backward()
         by_row[part] = rows.detach()
+    faults.point("mid_step")
     gradients: list[Tensor] = []
     for leaf in leaves:
         assert leaf.grad is not None

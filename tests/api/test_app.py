@@ -54,7 +54,7 @@ def test_a_commit_that_fails_is_never_answered_with_success(service: Service, ow
 def test_the_commit_stands_before_the_reply(service: Service, owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails after the commit fails the reply, and the row is there all the same."""
     file_id = service.dataset(owner).id
-    faults._seen.clear()
+    faults._passed.clear()
     monkeypatch.setenv("FAULT", "after_commit_before_publish:raise")
     key = {"Idempotency-Key": "k1"}
     assert owner.client.post("/v1/fine_tuning/jobs", json=job_body(file_id), headers=key).status_code == 500

@@ -18,7 +18,7 @@ from core.db.session import Database
 from core.models import Job
 from core.settings import Settings
 from core.storage import open_store
-from tests.api.conftest import Service, assert_problem, job_body, unknown, upload
+from tests.api.conftest import Service, assert_problem, job_body, upload
 
 pytestmark = pytest.mark.stack
 
@@ -54,8 +54,8 @@ def test_the_story_of_a_job(service: Service) -> None:
         ("GET", f"/v1/models/{'x' * 5000}", 404),
         ("GET", "/v1/files?after=a%00b", 422),
         ("GET", "/v1/files?after=%ED%A0%80", 404),  # a surrogate's bytes: read as the replacement character
-        ("GET", f"/v1/fine_tuning/jobs/{unknown('ftjob')}/metrics?after={2**31}", 422),
-        ("GET", f"/v1/fine_tuning/jobs/{unknown('ftjob')}/events?after=ftevent-{10**17}", 404),
+        ("GET", f"/v1/fine_tuning/jobs/ftjob-{'0' * 25}/metrics?after={2**31}", 422),
+        ("GET", f"/v1/fine_tuning/jobs/ftjob-{'0' * 25}/events?after=ftevent-{10**17}", 404),
         ("DELETE", "/v1/api_keys/%F0%9F%92%A3", 404),
     ],
 )

@@ -27,7 +27,7 @@ class RunningService:
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._environment = {
+        self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("DIFFFIT_")},
             "DIFFFIT_DATA_DIR": str(folder),
             "DIFFFIT_PORT": str(self.port),
@@ -41,7 +41,7 @@ class RunningService:
     def start(self) -> "RunningService":
         self._process = subprocess.Popen(
             [sys.executable, "-m", "core.local.up"],
-            env=self._environment,
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -23,10 +23,21 @@ def shop_settings(tmp_path: Path, tiny_base: Path) -> Settings:
     )
 
 
-def ranks_running() -> int:
-    """Processes of this machine that take part in another's job."""
-    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    return sum(b"core.training.rank" in line for line in lines)
+def ranks_running(data_dir: Path) -> int:
+    """Processes that take part in a job of the worker whose data folder that is, also when it is gone."""
+    told = f"DIFFFIT_DATA_DIR={data_dir}".encode()
+    return sum(
+        b"core.training.rank" in _read(process / "cmdline") and told in _read(process / "environ").split(b"\0")
+        for process in Path("/proc").glob("[0-9]*")
+    )
+
+
+def _read(path: Path) -> bytes:
+    """Nothing, of a process that has ended."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def test_a_job_whose_process_dies_ends_in_the_same_bytes(shop: Shop, monkeypatch: pytest.MonkeyPatch):
@@ -63,10 +74,10 @@ def test_a_job_whose_worker_dies_ends_in_the_same_bytes_and_no_process_is_left(
 ):
     monkeypatch.setenv("DIFFFIT_MAX_DEVICES", "2")
     killed = shop.job(devices=2)
-    before = ranks_running()
+    data_dir = shop.services.settings.data_dir
     assert shop.pump_elsewhere("after_step:7:kill") == KILLED
     assert shop.get_job(killed).step == 6  # as it was last reported
-    assert ranks_running() == before
+    assert ranks_running(data_dir) == 0
     shop.lose_leases()
     undisturbed = shop.job(devices=2)
     shop.pump()

@@ -20,20 +20,6 @@ from tests.worker.shop import MODEL, Shop
 
 KILLED = -9
 
-# Every instant of a job at which its process may die; the number is the passing that dies.
-CRASH_POINTS = [
-    "dataset_loaded:1",
-    "after_step:1",
-    "after_step:7",
-    "after_step:12",
-    "object_put:2",
-    "before_pointer_commit:2",
-    "after_pointer_commit:2",
-    "final_put:1",
-    "before_succeeded:1",
-    "after_succeeded:1",
-]
-
 
 def test_a_job_ends_in_one_adapter_whose_bytes_the_database_names(shop: Shop) -> None:
     job_id = shop.job(preview_every=6)
@@ -53,22 +39,8 @@ def test_a_job_ends_in_one_adapter_whose_bytes_the_database_names(shop: Shop) ->
     assert job.device_seconds > 0
 
 
-def test_a_job_killed_at_any_point_ends_in_the_same_bytes(shop: Shop) -> None:
-    undisturbed = shop.job()
-    shop.pump()
-    [reference] = shop.adapters(undisturbed)
-    for fault in CRASH_POINTS:
-        job_id = shop.job()
-        assert shop.pump_elsewhere(f"{fault}:kill") == KILLED, f"{fault} was not passed"
-        shop.lose_leases()
-        shop.pump()
-        job = shop.get_job(job_id)
-        [adapter] = shop.adapters(job_id)
-        assert (fault, job.status, adapter.sha256) == (fault, "succeeded", reference.sha256)
-
-
 def test_losing_the_moments_is_seen_in_the_bytes(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The negative control of the test above: what it relies on would show if it broke."""
+    """The negative control of `tests/e2e/test_crash_points.py`: what it relies on would show if it broke."""
     from core.training import checkpoint
 
     undisturbed = shop.job()

@@ -31,6 +31,7 @@ class _Stopping(Exception):
 @app.task(name="dataset.validate")
 def validate_datasets() -> None:
     """Validate all that wait: a nudge means that there is something, not what."""
+    faults.point("received")
     validate_waiting(get_services())
 
 

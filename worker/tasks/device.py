@@ -1,5 +1,6 @@
 """Edges of training, sampling and evaluation: all wake the same pump, which takes whatever waits."""
 
+from core import faults
 from worker.app import app
 
 
@@ -19,6 +20,7 @@ def measure_evaluations() -> None:
 
 
 def _pump() -> None:
+    faults.point("received")
     # Here and not above: torch takes seconds and 400 MB, and Celery's parent imports this file too.
     from worker.pump import Pump  # noqa: PLC0415
     from worker.runtime import get_runtime  # noqa: PLC0415
