@@ -11,11 +11,10 @@ from fastapi import FastAPI, Request
 from fastapi import HTTPException as RouteException
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from core.db.session import DATABASE_AWAY
 from core.errors import Conflict, DomainError, Invalid, NotFound, OverQuota, Unavailable, param_of
 from core.storage.base import ObjectMissing
 from core.tenants.service import Suspended, Unauthenticated
@@ -166,12 +165,12 @@ def add_error_handlers(app: FastAPI) -> None:
             return domain_problem(error.error, request.url.path)
         return _http_problem(error, request)
 
-    @app.exception_handler(OperationalError)
-    @app.exception_handler(InterfaceError)
-    @app.exception_handler(PoolTimeout)
     async def _database(request: Request, error: Exception) -> Response:
         log.warning("database.unavailable", error=type(error).__name__)
         return unavailable(request.url.path)
+
+    for kind in DATABASE_AWAY:
+        app.add_exception_handler(kind, _database)
 
 
 def unexpected(instance: str) -> ProblemResponse:

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from core import faults
 from core.datasets.pack import read_pack
+from core.db.session import DATABASE_AWAY
 from core.errors import DomainError, Unavailable
 from core.evaluation.features import WIDTH, FeatureNetwork, load_features
 from core.evaluation.report import Report, compare
@@ -28,7 +29,6 @@ from core.storage import keys
 from core.storage.base import ObjectMissing
 from core.training.data import split
 from core.training.randomness import generator
-from worker.outages import DATABASE_AWAY
 from worker.runtime import Runtime
 
 log = structlog.get_logger()

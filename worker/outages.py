@@ -5,17 +5,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import structlog
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from core.db.session import Database
+from core.db.session import DATABASE_AWAY, Database
 from core.errors import Unavailable
 
 log = structlog.get_logger()
-
-DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeout)
-"""What SQLAlchemy raises for a database that does not answer, is locked for too long, or has no connection left."""
 
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 2.0

@@ -13,6 +13,7 @@ import time
 import structlog
 
 from core import faults, nudges
+from core.db.session import DATABASE_AWAY
 from core.evaluations import service as evaluations
 from core.samples import service as samples
 from worker.app import is_stopping
@@ -20,7 +21,6 @@ from worker.cotraining import CoTraining
 from worker.drawing import Drawing
 from worker.evaluating import Evaluating
 from worker.heartbeat import Heartbeat
-from worker.outages import DATABASE_AWAY
 from worker.runtime import Runtime
 
 log = structlog.get_logger()

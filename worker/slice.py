@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from core import faults
 from core.adapters import format as adapter_format
 from core.adapters import service as adapters
+from core.db.session import DATABASE_AWAY
 from core.diffusion.base import Base
 from core.errors import DomainError, Unavailable
 from core.ids import new_id
@@ -32,7 +33,7 @@ from core.training.path import NumericPath
 from core.training.spec import TrainSpec
 from core.training.trainee import Progress, Trainee, TrainState
 from worker.checkpoints import Checkpoints, first_state
-from worker.outages import DATABASE_AWAY, DatabaseUnavailable, Patience
+from worker.outages import DatabaseUnavailable, Patience
 from worker.previews import Previews
 from worker.runtime import Runtime, cpu_threads
 

@@ -42,6 +42,16 @@ def upkeep_settings(settings: Settings) -> Settings:
     return quick
 
 
+@pytest.fixture
+def lost_job(database: Database, catalog: Catalog) -> str:
+    """Its worker's lease has run out."""
+    with database.write() as session:
+        job_id = make_job(session, make_tenant(session), catalog).id
+        claim_job(session, catalog)
+        expire(session, Job, job_id)
+    return job_id
+
+
 def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
@@ -85,13 +95,8 @@ def test_a_store_that_does_not_answer_holds_up_no_lost_work(
 
 
 def test_a_sweep_that_fails_takes_none_of_the_others_with_it(
-    database: Database, catalog: Catalog, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database: Database, lost_job: str, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with database.write() as session:
-        job = make_job(session, make_tenant(session), catalog)
-        claim_job(session, catalog)
-        expire(session, Job, job.id)
-
     def fail(*_: object) -> bool:
         raise ValueError("a row that nobody can read")
 
@@ -101,21 +106,17 @@ def test_a_sweep_that_fails_takes_none_of_the_others_with_it(
     upkeep.relay()  # no broker is there: that costs a try
     upkeep.close()
     with database.read() as session:
-        assert session.get_one(Job, job.id).status == "queued"
+        assert session.get_one(Job, lost_job).status == "queued"
 
 
 def test_who_could_not_extend_its_lease_in_an_outage_is_not_taken_for_dead(
-    database: Database, catalog: Catalog, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database: Database, lost_job: str, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with database.write() as session:
-        job = make_job(session, make_tenant(session), catalog)
-        claim_job(session, catalog)
-        expire(session, Job, job.id)
     upkeep = Upkeep(make_settings(tmp_path, database_url=database_url, lease_seconds=1.0))
 
     def crashes() -> int:
         with database.read() as session:
-            return session.get_one(Job, job.id).crashes
+            return session.get_one(Job, lost_job).crashes
 
     def away(_: Database) -> None:
         raise OperationalError("SELECT 1", {}, Exception("no connection"))
