@@ -59,10 +59,13 @@ def _points(metrics: Sequence[Mapping[str, Any]], name: str) -> list[Point]:
 
 
 def _smoothed(points: Sequence[Point]) -> list[Point]:
-    """The mean of each point and its neighbours on both sides, so that the line does not lag."""
+    """The mean of each point and its neighbours on both sides, so that the line does not lag.
+
+    The first have fewer, as many on each side, for there it is steep; the last have theirs before them.
+    """
     out: list[Point] = []
     for i, (step, _) in enumerate(points):
-        near = min(_NEIGHBOURS, i, len(points) - 1 - i)
+        near = min(_NEIGHBOURS, i)
         around = [loss for _, loss in points[i - near : i + near + 1]]
         out.append((step, sum(around) / len(around)))
     return out

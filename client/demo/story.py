@@ -25,7 +25,6 @@ from client.models import Model
 from client.pictures import open_picture, slices
 
 FIRST_SEED = 7
-STEPS = 520  # fewer than `auto` would take: a demo is watched
 _MOST_COLUMNS = 10
 _LETTERS = "ABCDEFGH"
 
@@ -77,7 +76,7 @@ def train(client: DiffFit, base: Model, files: Sequence[File], fresh: bool) -> l
             seed=0,
             suffix=domain.title.replace(" ", "-"),
             metadata=marks,
-            hyperparameters={"steps": STEPS},
+            hyperparameters={"steps": domain.steps},
         )
         if job.status == "paused":
             job = client.jobs.resume(job.id)
