@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 import structlog
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
 
 from api.errors import add_error_handlers
 from api.gate import Gate
 from api.metrics import Metrics
-from api.middleware import Authentication, Limits, Surroundings
+from api.middleware import DOCS_ASSETS, Authentication, Limits, Surroundings
 from api.openapi import document
 from api.rates import Buckets
 from api.routes import ROUTERS
@@ -40,12 +41,13 @@ Every error is `application/problem+json`. Every POST takes an `Idempotency-Key`
 def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or get_settings()
     configure_logs(settings.log_level)
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs without a CDN: browsers in closed networks have none
         title="DiffFit",
         version="1",
         description=_ABOUT,
         lifespan=_lifespan,
         redoc_url=None,
+        static_url=DOCS_ASSETS,
         generate_unique_id_function=_operation_id,
         redirect_slashes=False,
     )

@@ -39,7 +39,10 @@ log = structlog.get_logger()
 
 CALLER = "difffit.caller"
 ALLOWANCE = "difffit.allowance"
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/oauth2-redirect"})
+DOCS_ASSETS = "/docs/assets"
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/oauth2-redirect"}) | {
+    f"{DOCS_ASSETS}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
+}
 UPLOAD_PATH = "/v1/files"
 UPLOAD_SLACK = 64 * 1024  # what multipart adds to a file
 

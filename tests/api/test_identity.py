@@ -1,5 +1,6 @@
 """Who may ask, and what a tenant can learn of another: nothing."""
 
+import re
 from typing import Any
 
 import pytest
@@ -178,6 +179,14 @@ def test_the_open_routes_name_no_tenant(service: Service, owner: Owner, victim: 
         reply = service.open.get(path)
         assert reply.status_code == 200, path
         assert not [name for name in (victim.tenant.id, victim.tenant.name, victim.ids["job_id"]) if name in reply.text]
+
+
+def test_the_documentation_needs_no_other_host(service: Service) -> None:
+    page = service.open.get("/docs").text
+    linked = re.findall(r"(?:src|href|url)[=:] ?[\"']([^\"']+)", page)
+    assert {"/openapi.json", "/docs/assets/swagger-ui-bundle.js", "/docs/assets/swagger-ui.css"} <= set(linked)
+    assert [link for link in linked if not link.startswith("/")] == []
+    assert {service.open.get(link).status_code for link in linked} == {200}
 
 
 def test_every_reply_carries_what_keeps_it_private(service: Service, client: TestClient) -> None:
