@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import structlog
 import torch
@@ -43,13 +44,21 @@ class CoTraining:
     def is_empty(self) -> bool:
         return not self._slices
 
-    def claim(self) -> bool:
-        """Take the next job that may train beside those that are here; every job may where there are none."""
+    @property
+    def holds_suspect(self) -> bool:
+        """A job that a worker died with, and that has no checkpoint of a later step yet."""
+        return any(one.plan.crashes for one in self._slices)
+
+    def claim(self, suspects: bool = True) -> bool:
+        """Take the next job that may train beside those that are here; every job may where there are none.
+
+        Without `suspects` none that a worker has died with.
+        """
         if len(self._slices) >= self._services.settings.max_train_jobs or (
             self._slices and time.monotonic() > self._until
         ):
             return False
-        fits = self._fits if self._slices else None
+        fits = None if suspects and not self._slices else partial(self._fits, suspects=suspects)
         catalog, devices = self._services.catalog, 1 if self._slices else self._runtime.max_devices
         with self._services.database.read() as session:
             if not attempts.is_waiting(session, catalog, fits, devices):
@@ -145,8 +154,12 @@ class CoTraining:
         if one.trainee is not None and self._row_limit == 0:
             self._row_limit = min(self._services.settings.max_train_rows, self._runtime.row_budget(one.trainee))
 
-    def _fits(self, job: Job) -> bool:
-        """Whether a waiting job may share passes with those that are here."""
+    def _fits(self, job: Job, suspects: bool) -> bool:
+        """Whether a waiting job may come, and share passes with those that are here."""
+        if job.crashes and not suspects:
+            return False
+        if not self._slices:
+            return True
         first = self._slices[0]
         if self._services.settings.packing == "off" or first.trainee is None or job.model != first.plan.model:
             return False

@@ -24,6 +24,8 @@ from worker.runtime import Runtime
 
 log = structlog.get_logger()
 
+_MOST_ATTEMPTS = 15  # with a store that does not answer, and the rests between them: some ten minutes
+
 
 @dataclass
 class Drawn:
@@ -61,15 +63,21 @@ class Drawing:
         """What a heartbeat must keep alive."""
         return [drawn.plan for drawn in self._under_way]
 
-    def claim(self, is_told: bool = False) -> int:
+    @property
+    def holds_suspect(self) -> bool:
+        """A request that a worker died with."""
+        return any(drawn.plan.crashes for drawn in self._under_way)
+
+    def claim(self, is_told: bool = False, suspects: bool = True) -> int:
         """Take waiting requests while the engines have room for about one more batch behind the present one.
 
         `is_told` that there is some: it then claims at once. Most polls end with a look, and give up what is too late.
+        Of the `suspects`, which a worker has died with, no more than one.
         """
         self._heed_cancels()
         rows = sum(len(drawn.images) for drawn in self._under_way if drawn.delivery is None)
         room = 2 * self._runtime.max_rows - rows
-        if room <= 0:
+        if room <= 0 or self._runtime.drawing_rest.is_on:
             return 0
         if not is_told:
             with self._services.database.read() as session:
@@ -78,13 +86,10 @@ class Drawing:
         with self._services.database.write() as session:
             if not is_told:
                 samples.expire(session)
-            plans = samples.claim(
-                session,
-                self._services.worker,
-                self._services.settings.lease_seconds,
-                self._services.catalog,
-                limit=room,
-            )
+            worker, lease_seconds = self._services.worker, self._services.settings.lease_seconds
+            plans = samples.claim(session, worker, lease_seconds, self._services.catalog, room)
+            if suspects:
+                plans += samples.claim(session, worker, lease_seconds, self._services.catalog, 1, suspects=True)
         for plan in plans:
             faults.point("claimed")
             self._submit(plan)
@@ -171,6 +176,7 @@ class Drawing:
             except Exception as error:
                 self._fail(plan, error)
                 return
+            self._runtime.drawing_rest.end()
             stats = _stats(sampled)
             held = self._runtime.transactions.write(lambda session: samples.finish(session, plan, images, stats))
             self._services.nudges.announce(plan.sample_id)
@@ -210,8 +216,9 @@ class Drawing:
         self._services.nudges.announce(nudges.news_of(plan.sample_id))
 
     def _postpone(self, plan: SamplePlan, error: Unavailable) -> None:
-        """The store is away: again later, but not for ever."""
-        if plan.attempt >= self._services.settings.max_attempts:
+        """The store is away: again later, when it may be back, but not for ever."""
+        self._runtime.drawing_rest.begin()
+        if plan.attempt >= _MOST_ATTEMPTS:
             self._fail(plan, error)
             return
         self._runtime.transactions.write(lambda session: samples.release(session, plan))

@@ -79,9 +79,9 @@ class Transactions:
 
 
 class Rest:
-    """A worker that had to hand a job or an evaluation back claims none for a while: it would fare no better.
+    """A worker that had to hand something back claims nothing of its kind for a while: it would fare no better.
 
-    Twice as long each time, until one has what it needs.
+    Twice as long each time, until one has what it needs. May be told from any thread.
     """
 
     def __init__(self, first_seconds: float = 1.0, longest_seconds: float = 60.0) -> None:

@@ -87,7 +87,9 @@ class Pump:
 
     def _take(self, may_train: bool, may_sample: bool, is_told: bool, is_due: bool) -> None:
         settings = self._services.settings
-        claimed = self._drawing.claim(is_told) if may_sample and settings.role != "train" else 0
+        may_sample = may_sample and settings.role != "train"
+        # Suspects cost a statement more: not where somebody waits for a picture.
+        claimed = self._drawing.claim(is_told, is_due and not self._holds_suspect) if may_sample else 0
         if claimed and not is_due:
             return
         self._polled_at = time.monotonic()
@@ -98,6 +100,13 @@ class Pump:
     def _has_slice(self) -> bool:
         return self._evaluating is not None or not self._training.is_empty
 
+    @property
+    def _holds_suspect(self) -> bool:
+        """Whether something is here that a worker died with. There is never a second: what kills workers then takes
+        nobody's last try with it."""
+        evaluating = self._evaluating is not None and self._evaluating.plan.crashes > 0
+        return evaluating or self._training.holds_suspect or self._drawing.holds_suspect
+
     def _claim_training(self) -> None:
         """Jobs beside those that are here; else first an evaluation, where the last slice was of jobs.
 
@@ -107,7 +116,7 @@ class Pump:
             return
         if self._training.is_empty and self._trained_last and self._claim_evaluation():
             return
-        while self._training.claim():
+        while self._training.claim(suspects=not self._holds_suspect):
             self._trained_last = True
         if self._training.is_empty:
             self._claim_evaluation()
@@ -118,7 +127,11 @@ class Pump:
                 return False
         with self._services.database.write() as session:
             plan = evaluations.claim(
-                session, self._services.worker, self._services.settings.lease_seconds, self._services.catalog
+                session,
+                self._services.worker,
+                self._services.settings.lease_seconds,
+                self._services.catalog,
+                suspects=not self._holds_suspect,
             )
         if plan is None:
             return False

@@ -30,7 +30,7 @@ from core.storage.base import CorruptObject, ObjectMissing
 from core.training.crew import Crew
 from core.training.data import TrainingData, prepare
 from core.training.memory import fit_micro_batch, free_bytes, row_bytes
-from core.training.path import NumericPath, numeric_path
+from core.training.path import NumericPath, ask_for_determinism, numeric_path
 from core.training.spec import TrainSpec
 from core.training.trainee import Trainee, layout_of
 from worker.adapter_cache import AdapterCache
@@ -69,8 +69,10 @@ class Runtime:
         self._crew: Crew | None = None
         self.moved_at = time.monotonic()  # when the device thread last got anywhere
         self.transactions = Transactions(services.database, services.settings.lease_seconds, self.moved)
-        self.rest = Rest()
+        self.rest = Rest()  # from jobs and evaluations
+        self.drawing_rest = Rest()  # from requests for images
         torch.set_num_threads(services.settings.threads)
+        ask_for_determinism(torch.device(_device(services.settings.device)))
         if services.settings.compile:
             check_compiler(torch.device(_device(services.settings.device)))
 
@@ -236,12 +238,16 @@ class Runtime:
         """The dataset as latents, from memory where an earlier slice made them. Raises CorruptObject."""
         base = self.device(plan.model).base
         spec = plan.spec
-        key = (base.fingerprint, plan.pack_sha256, spec.image_size, spec.flip, spec.seed, torch.get_num_threads())
+        latents_of = (base.fingerprint, plan.pack_sha256, spec.image_size, spec.flip, torch.get_num_threads())
+        key = (*latents_of, spec.seed)
         if key not in self._prepared:
             pack = self.pack(plan.pack_key, plan.pack_sha256)
-            images, labels, classes = read_pack(pack, plan.spec.image_size)
+            images, labels, classes = read_pack(pack, spec.image_size)
+            # The seed says what is held out, no more: a job with another one has its latents made already.
+            made = next((data for (*of, _), data in self._prepared.items() if tuple(of) == latents_of), None)
+            latents = (made.mean, made.deviation) if made else None
             self._prepared[key] = prepare(
-                base, images, labels, classes, seed=plan.spec.seed, flip=plan.spec.flip, moved=self.moved
+                base, images, labels, classes, spec.seed, spec.flip, moved=self.moved, latents=latents
             )
             while len(self._prepared) > _PREPARED:
                 self._prepared.popitem(last=False)

@@ -313,6 +313,7 @@ class Slice:
             log.warning("job.checkpoint_postponed", error=str(error))
             self._store.refused()
             return False
+        self.plan = replace(self.plan, crashes=0)  # as `add_checkpoint` has it
         self._owes_checkpoint = False
         self._store.answered()
         return True

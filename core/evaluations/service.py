@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, true, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import Update
 
@@ -31,6 +31,7 @@ class EvaluationPlan:
     evaluation_id: str
     tenant_id: str
     attempt: int
+    crashes: int  # of workers
     base: str
     spec: EvaluationSpec
     classes: tuple[str, ...]  # the model's
@@ -117,13 +118,19 @@ def adapters_in_use(session: Session) -> set[str]:
 # --- what a worker may do ---------------------------------------------------------------------------------------------
 
 
-def claim(session: Session, worker: str, lease_seconds: float, catalog: Catalog) -> EvaluationPlan | None:
-    """Take the next one: the tenant that has used the device least goes first, its oldest first."""
+def claim(
+    session: Session, worker: str, lease_seconds: float, catalog: Catalog, suspects: bool = True
+) -> EvaluationPlan | None:
+    """Take the next one: the tenant that has used the device least goes first, its oldest first.
+
+    Without `suspects` none that a worker has died with.
+    """
     while True:
         chosen = session.scalar(
             select(Evaluation.id)
             .join(Tenant, Tenant.id == Evaluation.tenant_id)
             .where(Evaluation.status == "queued", Evaluation.base.in_(catalog.names()))
+            .where(true() if suspects else Evaluation.crashes == 0)
             .order_by(Tenant.device_seconds, Evaluation.created_at, Evaluation.id)
             .limit(1)
             .with_for_update(skip_locked=True, of=Evaluation)
@@ -272,6 +279,7 @@ def _plan(session: Session, row: Evaluation, base: BaseSummary | None) -> Evalua
         evaluation_id=row.id,
         tenant_id=row.tenant_id,
         attempt=row.attempt,
+        crashes=row.crashes,
         base=row.base,
         spec=EvaluationSpec.from_json(row.request),
         classes=tuple(own),

@@ -37,6 +37,7 @@ class Plan:
     job_id: str
     tenant_id: str
     attempt: int
+    crashes: int  # of workers, since its last checkpoint
     model: str
     suffix: str | None
     spec: TrainSpec
@@ -328,6 +329,7 @@ def _plan(session: Session, job: Job) -> Plan:
         job_id=job.id,
         tenant_id=job.tenant_id,
         attempt=job.attempt,
+        crashes=job.crashes,
         model=job.model,
         suffix=job.suffix,
         spec=TrainSpec.from_json(job.spec or {}),

@@ -41,6 +41,7 @@ class SamplePlan:
     sample_id: str
     tenant_id: str
     attempt: int
+    crashes: int  # of workers
     base: str
     spec: SampleSpec
     adapters: tuple[PlannedAdapter, ...]
@@ -89,14 +90,18 @@ def create_sample(
     return sample
 
 
-def claim(session: Session, worker: str, lease_seconds: float, catalog: Catalog, limit: int) -> list[SamplePlan]:
+def claim(
+    session: Session, worker: str, lease_seconds: float, catalog: Catalog, limit: int, suspects: bool = False
+) -> list[SamplePlan]:
     """Up to `limit` waiting requests: every tenant's oldest first, then every tenant's second, and so on.
 
-    None that is past its deadline: `expire` gives those up.
+    None that is past its deadline: `expire` gives those up. Either of those that no worker has died with, or of the
+    others, which are `suspects`.
     """
     turn = func.row_number().over(partition_by=Sample.tenant_id, order_by=(Sample.created_at, Sample.id)).label("turn")
     in_time = Sample.deadline.is_(None) | (Sample.deadline >= clock(session))
-    waiting = (Sample.status == "queued", Sample.base.in_(catalog.names()), in_time)
+    known = Sample.crashes > 0 if suspects else Sample.crashes == 0
+    waiting = (Sample.status == "queued", Sample.base.in_(catalog.names()), known, in_time)
     ranked = select(Sample.id, turn).where(*waiting).subquery()
     fair = select(Sample.id).join(ranked, ranked.c.id == Sample.id).where(Sample.status == "queued")
     fair = fair.order_by(ranked.c.turn, Sample.created_at, Sample.id).limit(limit)
@@ -261,6 +266,7 @@ def _plans(session: Session, rows: Sequence[Sample]) -> list[SamplePlan]:
             sample_id=row.id,
             tenant_id=row.tenant_id,
             attempt=row.attempt,
+            crashes=row.crashes,
             base=row.base,
             spec=spec,
             adapters=tuple(

@@ -28,6 +28,10 @@ class TrainingData:
     digest: str
 
 
+Latents = tuple[Tensor, Tensor]
+"""Mean and deviation, each (N, F, C, h, w)."""
+
+
 def prepare(
     base: Base,
     images: np.ndarray,
@@ -36,10 +40,12 @@ def prepare(
     seed: int,
     flip: bool,
     moved: Callable[[], None] = lambda: None,
+    latents: Latents | None = None,
 ) -> TrainingData:
-    """Encode images (N, s, s, 3) uint8 of the job's size, once for each flip, and split them by `seed`.
+    """Images (N, s, s, 3) uint8 of the job's size, encoded once for each flip, and split by `seed`.
 
-    `moved` is called after every few images: some thousand take minutes.
+    `moved` is called after every few images: some thousand take minutes. `latents` are those of these very images,
+    where they were encoded before.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
         raise Invalid(f"images must be (N, s, s, 3) uint8, not {images.shape} {images.dtype}")
@@ -50,18 +56,23 @@ def prepare(
     numbers = torch.tensor(list(labels), dtype=torch.long)
     if int(numbers.min()) < 0 or int(numbers.max()) >= len(classes):
         raise Invalid(f"a label lies outside of the {len(classes)} classes")
-    views = [images, images[:, :, ::-1]] if flip else [images]
-    encoded = [base.encode(view, moved) for view in views]
+    mean, deviation = _encode(base, images, flip, moved) if latents is None else latents
     train, held_out = split(numbers, len(classes), seed)
     return TrainingData(
-        mean=torch.stack([mean for mean, _ in encoded], dim=1),
-        deviation=torch.stack([deviation for _, deviation in encoded], dim=1),
+        mean=mean,
+        deviation=deviation,
         labels=numbers,
         classes=tuple(classes),
         train=train,
         held_out=held_out,
         digest=_digest(base, images, numbers, classes, seed, flip),
     )
+
+
+def _encode(base: Base, images: np.ndarray, flip: bool, moved: Callable[[], None]) -> Latents:
+    views = [images, images[:, :, ::-1]] if flip else [images]
+    encoded = [base.encode(view, moved) for view in views]
+    return torch.stack([mean for mean, _ in encoded], dim=1), torch.stack([spread for _, spread in encoded], dim=1)
 
 
 @lru_cache(maxsize=8)

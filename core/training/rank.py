@@ -21,6 +21,7 @@ from core.logs import configure_logs
 from core.parent import die_with_parent
 from core.training.distributed import Group, RankLost, take_over
 from core.training.loop import advance
+from core.training.path import ask_for_determinism
 from core.training.trainee import Trainee
 
 log = structlog.get_logger()
@@ -48,6 +49,7 @@ def serve(orders: TextIO, answer: Callable[[dict[str, str]], None]) -> None:
     place: dict[str, Any] = json.loads(orders.readline())
     configure_logs(place["log_level"])
     device = torch.device(place["device"])
+    ask_for_determinism(device)
     base = load_base(place["folder"], device=device, dtype=getattr(torch, place["dtype"]), name=place["name"])
     answer({"ready": base.fingerprint})
     group: Group | None = None

@@ -15,9 +15,11 @@ from tests.races import race
 from tests.rows import LEASE, expire, make_sample, make_tenant
 
 
-def claim(database: Database, catalog: Catalog, limit: int = 10, worker: str = "w") -> list[SamplePlan]:
+def claim(
+    database: Database, catalog: Catalog, limit: int = 10, worker: str = "w", suspects: bool = False
+) -> list[SamplePlan]:
     with database.write() as session:
-        return samples.claim(session, worker, LEASE, catalog, limit)
+        return samples.claim(session, worker, LEASE, catalog, limit, suspects)
 
 
 def one_claimed(database: Database, catalog: Catalog) -> SamplePlan:
@@ -81,7 +83,7 @@ def test_a_late_attempt_writes_nothing(database: Database, catalog: Catalog, ver
     with database.write() as session:
         assert samples.sweep(session, 10)
         nudges = len(session.scalars(select(OutboxMessage)).all())
-    (newer,) = claim(database, catalog, worker="another")
+    (newer,) = claim(database, catalog, worker="another", suspects=True)
     before = found(database, late)
     with database.write() as session:
         assert not LATE[verb](session, late)
@@ -100,9 +102,21 @@ def test_a_request_that_kills_its_workers_is_given_up(database: Database, catalo
             expire(session, Sample, plan.sample_id)
         with database.write() as session:
             assert samples.sweep(session, 3) is (crash < 3)
-        claim(database, catalog)
+        claim(database, catalog, suspects=True)
     row = found(database, plan)
     assert (row.status, row.error and row.error["code"], row.attempt) == ("failed", "crashed", 3)
+
+
+def test_what_a_worker_died_with_is_claimed_apart(database: Database, catalog: Catalog) -> None:
+    with database.write() as session:
+        tenant = make_tenant(session)
+        suspects = [make_sample(session, tenant, catalog) for _ in range(2)]
+        for sample in suspects:
+            sample.crashes = 1
+        sound = make_sample(session, tenant, catalog)
+    assert [(plan.sample_id, plan.crashes) for plan in claim(database, catalog)] == [(sound.id, 0)]
+    [plan] = claim(database, catalog, limit=1, suspects=True)
+    assert (plan.sample_id, plan.crashes) == (suspects[0].id, 1)
 
 
 def test_what_another_release_asked_for_ends_by_itself_and_stands_in_nobodys_way(

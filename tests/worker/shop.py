@@ -80,8 +80,8 @@ class Shop:
         """Work until nothing is left."""
         Pump(self.runtime).run()
 
-    def pump_elsewhere(self, fault: str) -> int:
-        """The same in a process of its own that a fault may kill; its exit code."""
+    def pump_elsewhere(self, fault: str = "", before: str = "") -> int:
+        """The same in a process that a fault may kill; its exit code. `before` is code that it runs first."""
         settings = self.services.settings
         environment = {
             **os.environ,
@@ -93,7 +93,7 @@ class Shop:
             "DIFFFIT_THREADS": str(settings.threads),
             "FAULT": fault,
         }
-        command = [sys.executable, "-c", "from worker.tasks.device import train_jobs; train_jobs()"]
+        command = [sys.executable, "-c", f"{before}\nfrom worker.tasks.device import train_jobs; train_jobs()"]
         return subprocess.run(command, env=environment, check=False, timeout=120, capture_output=True).returncode
 
     def lose_leases(self) -> None:

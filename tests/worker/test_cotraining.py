@@ -75,6 +75,40 @@ def test_two_tenants_jobs_in_one_pass_end_as_each_would_alone(shop: Shop, passes
     assert 1 in passes.sizes  # the shorter one left
 
 
+KILLS_AT_SEED_666 = """
+import os
+from worker import cotraining
+real = cotraining.advance
+def advance(base, trainees):
+    if any(trainee.spec.seed == 666 for trainee in trainees):
+        os.kill(os.getpid(), 9)
+    return real(base, trainees)
+cotraining.advance = advance
+"""
+
+
+def test_a_job_that_kills_every_worker_takes_no_neighbour_with_it(shop: Shop) -> None:
+    rival = shop.rival()
+    neighbour, poison = shop.job(**MINE, checkpoint_every=100), rival.job(**MINE, checkpoint_every=100, seed=666)
+    codes: list[int] = []
+    while not codes or codes[-1] == KILLED:
+        codes.append(shop.pump_elsewhere(before=KILLS_AT_SEED_666))
+        shop.lose_leases()
+    assert codes == [KILLED] * 3 + [0]
+    assert (state_of(shop, poison), state_of(shop, neighbour)) == (("failed", "crashed"), ("succeeded", None))
+    assert shop.get_job(neighbour).attempt == 2
+
+
+def test_what_workers_died_with_is_tried_again_one_at_a_time(shop: Shop, passes: Passes) -> None:
+    together = [shop.job(**MINE), shop.rival().job(**MINE)]
+    with shop.services.database.write() as session:
+        session.execute(update(Job).values(crashes=1))
+    shop.pump()
+    assert [state_of(shop, job_id) for job_id in together] == [("succeeded", None)] * 2
+    assert passes.sizes[:4] == [1] * 4  # until it has a checkpoint, which clears it
+    assert 2 in passes.sizes
+
+
 def test_a_worker_killed_in_a_shared_pass_loses_no_bit_of_any(shop: Shop) -> None:
     rival = shop.rival()
     wanted = alone(shop, **MINE), alone(rival, **THEIRS)

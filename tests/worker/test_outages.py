@@ -149,6 +149,22 @@ def test_pictures_and_evaluations_outlast_the_database(shop: Shop, database: Awa
     assert (evaluation.status, evaluation.attempt, evaluation.crashes) == ("succeeded", 1, 0)
 
 
+def test_an_image_waits_for_a_store_that_refuses(shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For longer than a request may kill workers, and without being drawn again at once each time."""
+    shop.runtime.drawing_rest = Rest(first_seconds=0.05, longest_seconds=0.2)
+    store.puts.calls = 5
+    sample_id = shop.sample()
+    shop.pump()
+    found = shop.get_sample(sample_id)
+    assert (found.status, found.attempt, found.crashes) == ("succeeded", 6, 0)
+    store.puts.calls = math.inf
+    monkeypatch.setattr("worker.drawing._MOST_ATTEMPTS", 3)
+    sample_id = shop.sample()
+    shop.pump()
+    error = shop.get_sample(sample_id).error or {}
+    assert (error["code"], shop.get_sample(sample_id).attempt) == (StorageUnavailable.code, 3)
+
+
 def test_training_goes_on_where_the_store_refuses_and_its_adapter_waits(
     shop: Shop, wanted: str, at_step: AtStep, store: Store
 ) -> None:

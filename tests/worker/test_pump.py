@@ -4,12 +4,15 @@ import hashlib
 import io
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from sqlalchemy import select, update
 
 from core.adapters import format as adapter_format
+from core.diffusion.base import Base
 from core.errors import Invalid
 from core.jobs import attempts
 from core.models import Checkpoint, Dataset, Job, JobMetric, Preview
@@ -37,6 +40,26 @@ def test_a_job_ends_in_one_adapter_whose_bytes_the_database_names(shop: Shop) ->
     strip = Image.open(io.BytesIO(shop.services.store.get(previews[-1].object_key)))
     assert strip.width == strip.height * len(previews[-1].classes)
     assert job.device_seconds > 0
+
+
+def test_images_are_encoded_once_whatever_the_seeds_of_their_jobs(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    real = Base.encode
+
+    def encode(self: Base, images: np.ndarray, *more: Any) -> Any:
+        encoded.append(len(images))
+        return real(self, images, *more)
+
+    monkeypatch.setattr(Base, "encode", encode)
+    first, second = shop.job(seed=7, steps=4), shop.job(seed=8, steps=4)
+    shop.pump()
+    assert encoded == [24]
+    shop.runtime._prepared.clear()
+    again = shop.job(seed=8, steps=4)
+    shop.pump()
+    assert encoded == [24, 24]
+    [one], [two], [three] = (shop.adapters(job_id) for job_id in (first, second, again))
+    assert one.sha256 != two.sha256 == three.sha256
 
 
 def test_losing_the_moments_is_seen_in_the_bytes(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
