@@ -89,11 +89,13 @@ class Transport:
     ) -> httpx.Response:
         """One request, repeated where that is safe. `parts` gives the multipart fields anew for every attempt.
 
-        Raises ApiError or Unreachable; ClientError for a body that JSON cannot carry.
+        A 404 to a DELETE that is repeated is an answer too: what an earlier attempt may have deleted is gone. Raises
+        ApiError or Unreachable; ClientError for a body that JSON cannot carry.
         """
         _require_finite(json)
         headers = {"Idempotency-Key": str(uuid.uuid4())} if method == "POST" else {}
         more: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+        may_be_done = False
         for attempt in range(self._retries + 1):
             last = attempt == self._retries
             try:
@@ -102,13 +104,15 @@ class Transport:
             except httpx.TransportError as error:
                 if last or not _may_repeat(error):
                     raise Unreachable(self.base_url, _reason(error)) from error
+                may_be_done = may_be_done or _was_sent(error)
                 self.pause(attempt)
                 continue
-            if response.is_success:
+            if response.is_success or (method == "DELETE" and response.status_code == 404 and may_be_done):
                 return response
             error = ApiError.from_response(response)
             if last or not _is_passing(error, response, attempt):
                 raise error
+            may_be_done = may_be_done or error.status == 503  # the database may have gone away after the commit
             self.pause(attempt, error.retry_after)
         raise AssertionError("the last attempt returns or raises")
 
@@ -189,6 +193,11 @@ def _server_sent(lines: Iterator[str]) -> Iterator[tuple[str | None, dict[str, A
 def _may_repeat(error: httpx.TransportError) -> bool:
     """A read that timed out is not worth a second wait as long; a connection that broke is."""
     return not isinstance(error, httpx.ReadTimeout | httpx.UnsupportedProtocol)
+
+
+def _was_sent(error: httpx.TransportError) -> bool:
+    """Whether the service may have had the request, and acted on it."""
+    return not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
 
 
 def _is_passing(error: ApiError, response: httpx.Response, attempt: int) -> bool:

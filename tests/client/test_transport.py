@@ -151,6 +151,30 @@ def test_a_final_refusal_is_not_repeated(server: Server, transport: Transport, w
     assert caught.value.location == "/v1/images/generations/img-1"
 
 
+@pytest.mark.parametrize("first", [CUT, (503, {"Retry-After": "1"}, {})])
+def test_a_delete_whose_first_answer_was_lost_is_done_when_the_thing_is_gone(
+    server: Server, transport: Transport, first: Reply
+) -> None:
+    server.replies = [first, (404, {}, {"detail": "no such thing"})]
+    transport.delete("/v1/things/1")
+    assert server.requests == 2
+
+
+@pytest.mark.parametrize("replies", [[(404, {}, {})], [(429, {"Retry-After": "1"}, {}), (404, {}, {})]])
+def test_a_delete_of_what_was_never_there_is_an_error(
+    server: Server, transport: Transport, replies: list[Reply]
+) -> None:
+    server.replies = replies
+    with pytest.raises(ApiError, match="404"):
+        transport.delete("/v1/things/1")
+
+
+def test_a_read_after_a_broken_connection_is_still_not_found(server: Server, transport: Transport) -> None:
+    server.replies = [CUT, (404, {}, {})]
+    with pytest.raises(ApiError, match="404"):
+        transport.get("/v1/things/1")
+
+
 def test_patience_ends(server: Server, transport: Transport) -> None:
     server.replies = [(503, {"Retry-After": "1"}, {"detail": "the database is away", "error": {"code": "unavailable"}})]
     with pytest.raises(ApiError) as caught:
