@@ -50,10 +50,27 @@ class Evaluations:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def create(self, model: str, file: str, *, images: int | None = None, seed: int | None = None) -> Evaluation:
-        """Queue it: draw `images` pictures of `model` and measure them against those of `file`."""
-        body: dict[str, Any] = {"model": model, "file": file}
-        body |= {name: value for name, value in {"images": images, "seed": seed}.items() if value is not None}
+    def create(
+        self,
+        model: str,
+        file: str,
+        *,
+        images: int | None = None,
+        seed: int | None = None,
+        steps: int | None = None,
+        solver: str | None = None,
+        guidance: str | None = None,
+        guidance_scale: float | None = None,
+        baseline: bool | None = None,
+    ) -> Evaluation:
+        """Queue it: draw `images` pictures of `model` and measure them against those of `file`.
+
+        With `baseline` the untrained adapter is measured too: what is chosen for a tuned model. Without it there is
+        half as much to draw, and neither `before` nor `moved`.
+        """
+        how = {"steps": steps, "solver": solver, "guidance": guidance, "guidance_scale": guidance_scale}
+        asked = {"images": images, "seed": seed, **how, "baseline": baseline}
+        body = {"model": model, "file": file} | {name: value for name, value in asked.items() if value is not None}
         return Evaluation.from_json(self._transport.post(_EVALUATIONS, body))
 
     def get(self, evaluation_id: str) -> Evaluation:

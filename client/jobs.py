@@ -117,16 +117,20 @@ class Jobs:
         metadata: Mapping[str, str] | None = None,
         evaluate: bool = False,
         checkpoint: str | None = None,
+        previews: bool | Mapping[str, int] | None = None,
     ) -> Job:
         """Queue a fine-tune of `model` on a file; what `hyperparameters` leaves out is chosen by the service.
 
         A tuned `model` (`ft:…`), or the id of a `checkpoint` beside a base, is continued from.
 
         With `evaluate` the adapter is measured against the pictures that training held out, once it is there.
+        `previews` says how often (`every`, in steps), how many (`images`) and how finely (`steps`) the job draws on the
+        way; False draws none.
         """
         body: dict[str, Any] = {"model": model, "training_file": training_file}
-        optional = {"checkpoint": checkpoint, "suffix": suffix, "seed": seed}
+        optional: dict[str, Any] = {"checkpoint": checkpoint, "suffix": suffix, "seed": seed}
         optional["metadata"] = dict(metadata) if metadata else None
+        optional["previews"] = dict(previews) if isinstance(previews, Mapping) else previews
         body |= {key: value for key, value in optional.items() if value is not None}
         if evaluate:
             body["evaluate"] = True
@@ -176,7 +180,7 @@ class Jobs:
     def metrics(self, job_id: str) -> Sequence[dict[str, Any]]:
         """`{step, train_loss, valid_loss, …}` in order of steps."""
         found = self._transport.page(f"{_JOBS}/{job_id}/metrics")
-        return [{**item, **(item.get("data") or item.get("metrics") or {})} for item in found]
+        return [{**item, **item["data"]} for item in found]
 
     def checkpoints(self, job_id: str) -> Sequence[dict[str, Any]]:
         return list(self._transport.page(f"{_JOBS}/{job_id}/checkpoints"))

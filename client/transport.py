@@ -22,7 +22,8 @@ Body = Mapping[str, Any]
 class Transport:
     """One service, one key. A request is repeated on 429, 503 and a broken connection: always safe here.
 
-    GET and DELETE may be repeated as they are; a POST carries an `Idempotency-Key`, the same one each time.
+    GET and DELETE may be repeated as they are, and a PATCH, which replaces; a POST carries an `Idempotency-Key`, the
+    same one each time.
     """
 
     def __init__(
@@ -59,8 +60,11 @@ class Transport:
     def post(self, path: str, body: Body | None = None, *, timeout: float | None = None) -> dict[str, Any]:
         return _object(self.send("POST", path, json=None if body is None else dict(body), timeout=timeout))
 
-    def delete(self, path: str) -> dict[str, Any]:
-        return _object(self.send("DELETE", path))
+    def patch(self, path: str, body: Body) -> dict[str, Any]:
+        return _object(self.send("PATCH", path, json=dict(body)))
+
+    def delete(self, path: str) -> None:
+        self.send("DELETE", path)
 
     def read(self, path: str) -> bytes:
         """The bytes of a small object: an image, an adapter."""
