@@ -1,12 +1,12 @@
 """Evaluations: how far a model's pictures lie from a file's."""
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from client.errors import ClientError
+from client.errors import trouble_of
 from client.jobs import ENDED
+from client.patience import wait
 from client.transport import Transport
 
 _EVALUATIONS = "/v1/evaluations"
@@ -30,6 +30,11 @@ class Evaluation:
     @property
     def has_ended(self) -> bool:
         return self.status in ENDED
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it failed, in a line."""
+        return trouble_of(self.error)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Evaluation":
@@ -84,10 +89,10 @@ class Evaluations:
         return Evaluation.from_json(self._transport.post(f"{_EVALUATIONS}/{evaluation_id}/cancel"))
 
     def wait(self, evaluation_id: str, timeout: float = 3600.0) -> Evaluation:
-        """Until it has ended, well or not. Raises ClientError after `timeout` seconds."""
-        end = time.monotonic() + timeout
-        while not (found := self.get(evaluation_id)).has_ended:
-            if time.monotonic() > end:
-                raise ClientError(f"evaluation {evaluation_id} is {found.status} after {timeout:.0f} s")
-            time.sleep(0.5)
-        return found
+        """Until it has ended, well or not. Raises StillUnderWay after `timeout` seconds."""
+        return wait(
+            lambda: self.get(evaluation_id),
+            lambda found: found.has_ended,
+            lambda found: f"evaluation {evaluation_id} is {found.status}",
+            timeout,
+        )

@@ -1,11 +1,11 @@
 """Fine-tuning jobs: what one asks for, and how it goes."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from client.errors import ApiError, ClientError, Unreachable
+from client.errors import ApiError, Unreachable, trouble_of
+from client.patience import wait
 from client.transport import Transport
 
 _JOBS = "/v1/fine_tuning/jobs"
@@ -51,7 +51,7 @@ class Job:
     @property
     def trouble(self) -> str | None:
         """Why it failed, in a line."""
-        return f"{self.error.get('message')} [{self.error.get('code')}]" if self.error else None
+        return trouble_of(self.error)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Job":
@@ -198,13 +198,10 @@ class Jobs:
         return self._transport.read(f"{_JOBS}/{job_id}/previews/{preview_id}/content")
 
     def wait(self, job_id: str, timeout: float = 3600.0) -> Job:
-        """Until the job has ended, well or not. Raises ClientError after `timeout` seconds."""
-        end = time.monotonic() + timeout
-        while not (job := self.get(job_id)).has_ended:
-            if time.monotonic() > end:
-                raise ClientError(f"job {job_id} is {job.status} after {timeout:.0f} s")
-            time.sleep(0.5)
-        return job
+        """Until the job has ended, well or not. Raises StillUnderWay after `timeout` seconds."""
+        return wait(
+            lambda: self.get(job_id), lambda job: job.has_ended, lambda job: f"job {job_id} is {job.status}", timeout
+        )
 
 
 def _progress(data: dict[str, Any], steps: Any) -> Progress:

@@ -270,6 +270,31 @@ def test_a_stream_that_ends_early_says_so(
     assert server.requests == 1
 
 
+HANDED_OVER: Reply = (503, {"x-should-retry": "false", "Location": "/v1/images/generations/img-1"}, {})
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "code", "message"),
+    [
+        (
+            "failed",
+            {"code": "out_of_memory", "message": "it is too large", "param": "size"},
+            "out_of_memory",
+            "too large",
+        ),
+        ("cancelled", None, "cancelled", "img-1 was cancelled"),
+    ],
+)
+def test_images_that_fail_after_the_service_went_on_without_us_raise_their_code(
+    server: Server, transport: Transport, status: str, error: dict[str, str] | None, code: str, message: str
+) -> None:
+    server.replies = [HANDED_OVER]
+    server.at = {"/v1/images/generations/img-1": (200, {}, {"id": "img-1", "status": status, "error": error})}
+    with pytest.raises(ApiError, match=message) as caught:
+        Images(transport).generate("tiny-dit")
+    assert caught.value.code == code
+
+
 def test_a_key_with_a_line_end_is_refused_before_it_is_sent() -> None:
     with pytest.raises(ClientError, match="without line ends"):
         Transport("http://127.0.0.1:9", "dfk_a\nb")
