@@ -11,11 +11,14 @@ from client.api import DiffFit
 from client.cli.board import watch
 from client.cli.files import is_usable, push
 from client.cli.output import moment, say, show, table
+from client.cli.saving import save
 from client.cli.session import connected
-from client.errors import ClientError
+from client.errors import StillUnderWay
 from client.jobs import Job
 
 app = typer.Typer(no_args_is_help=True, help="Fine-tuning jobs.")
+
+_VERDICT_SECONDS = 60.0  # enough for most files, and nothing hangs on it: a job may be made of one without a verdict
 
 
 def train(
@@ -136,18 +139,10 @@ def pull_previews(
         if not previews:
             say("no previews yet")
             return
-        make_folder(out)
         for preview in previews:
             path = out / f"{job_id}-{preview.step:06d}.png"
-            path.write_bytes(client.jobs.preview(job_id, preview.id))
+            save(path, client.jobs.preview(job_id, preview.id))
             say(f"{path}  step {preview.step}: {', '.join(str(name) for name in preview.classes)}")
-
-
-def make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ClientError(f"cannot make the folder {folder}: {error.strerror}") from error
 
 
 def _watch(client: DiffFit, names: Mapping[str, str]) -> None:
@@ -181,8 +176,11 @@ def _file_id(client: DiffFit, source: str) -> str:
     if source.startswith("file-") and not Path(source).exists():
         return source
     file = push(client, Path(source))
-    if not is_usable(client, file):
-        raise typer.Exit(1)
+    try:
+        if not is_usable(client, file, _VERDICT_SECONDS):
+            raise typer.Exit(1)
+    except StillUnderWay:
+        say(f"{file.id} is still being validated: the job waits for that and starts by itself")
     return file.id
 
 

@@ -43,6 +43,7 @@ class Worker:
 
     def __init__(self, settings: Settings) -> None:
         self.verdict = "processed"
+        self.validates = True
         self.trains = True
         self.draws = True
         self.finishes: Callable[[], bool] = lambda: True  # asked once partial images are there, for 10 s at most
@@ -65,7 +66,8 @@ class Worker:
 
     def _run(self) -> None:
         while not self._over.wait(0.02):
-            self._validate()
+            if self.validates:
+                self._validate()
             if self.trains:
                 self._train()
             if self.draws:

@@ -71,6 +71,20 @@ def test_train_uploads_follows_and_says_how_to_draw(difffit: Run, client: DiffFi
     assert len(client.jobs.metrics(job.id)) == 2
 
 
+def test_train_makes_the_job_of_a_file_that_is_still_being_validated(
+    service: Service, difffit: Run, client: DiffFit, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.cli.jobs._VERDICT_SECONDS", 0.0)
+    monkeypatch.setattr(service.worker, "validates", False)
+    run = difffit("train", str(images))
+    assert run.code == 0, run.err
+    job_id = only(r"ftjob-\w+", run.out)
+    assert "is still being validated: the job waits for that and starts by itself" in run.out
+    assert f"created {job_id} on tiny-dit: validating_files" in run.out
+    service.worker.validates = True
+    assert client.jobs.wait(job_id).status == "succeeded"
+
+
 def test_a_hyperparameter_that_json_has_not_is_refused_in_a_line(difffit: Run) -> None:
     refused = difffit("train", "file-x", "--set", "learning_rate=NaN")
     assert refused.code == 1
@@ -138,6 +152,10 @@ def test_previews_events_and_lists_of_a_job(difffit: Run, images: Path, tmp_path
     job_id = only(r"ftjob-\w+", trained(difffit, images).out)
     assert "step 10: a, b" in difffit("jobs", "previews", job_id, "-o", "strips").out
     assert [Image.open(path).size for path in sorted((tmp_path / "strips").iterdir())] == [(32, 16)] * 2
+    (tmp_path / "taken").write_text("a file")
+    refused = difffit("jobs", "previews", job_id, "-o", "taken")
+    assert (refused.code, len(refused.err.splitlines())) == (1, 1)
+    assert "cannot write taken/" in refused.err
     events = difffit("jobs", "events", job_id)
     assert "Created fine-tuning job" in events.line()
     assert "successfully completed" in events.line(-1)
