@@ -7,13 +7,12 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from json import loads
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
+from client.config import is_local
 from client.errors import ApiError, ClientError, Unreachable
 
-_LOCAL = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104 - compared with, never bound
 _LONGEST_WAIT_SECONDS = 60.0
 
 Body = Mapping[str, Any]
@@ -46,7 +45,7 @@ class Transport:
             headers={"User-Agent": "difffit-client", **headers},
             timeout=httpx.Timeout(timeout, connect=5.0),
             # a proxy from the environment would be asked for the service on this very machine
-            trust_env=urlsplit(self.base_url).hostname not in _LOCAL,
+            trust_env=not is_local(self.base_url),
         )
 
     def close(self) -> None:
