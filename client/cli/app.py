@@ -5,9 +5,10 @@ import sys
 
 import typer
 
-from client.cli import adapters, doctor, evaluations, files, jobs, keys, sample, up
+from client.cli import adapters, evaluations, files, jobs, keys, sample, up
 from client.cli.output import complain
 from client.demo.command import demo
+from client.doctor.command import doctor
 from client.errors import ClientError
 
 app = typer.Typer(
@@ -19,7 +20,7 @@ app = typer.Typer(
 )
 app.command()(up.up)
 app.command()(demo)
-app.command()(doctor.doctor)
+app.command()(doctor)
 app.add_typer(files.app, name="files")
 app.command()(jobs.train)
 app.command("watch")(jobs.watch_jobs)

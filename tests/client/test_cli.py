@@ -337,25 +337,6 @@ def test_hostile_text_of_a_reply_reaches_the_terminal_escaped(difffit: Run) -> N
     assert "\x1b" not in run.err
 
 
-def test_doctor_finds_the_running_service_well(difffit: Run, monkeypatch: pytest.MonkeyPatch, tiny_base: Path) -> None:
-    monkeypatch.setenv("DIFFFIT_BASES", str(tiny_base))
-    monkeypatch.setattr("client.machine.find_torch", lambda: None)  # seconds of import, and its own test
-    lines = {tuple(line.split()[:2]) for line in difffit("doctor").out.splitlines()}
-    assert {("ok", "service"), ("ok", "database"), ("ok", "object_store"), ("ok", "key"), ("ok", "base")} <= lines
-    assert ("warn", "broker") in lines  # none runs here, and jobs are accepted without one
-    assert ("fail", "torch") in lines
-
-
-def test_doctor_fails_with_advice(difffit: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("client.machine.find_torch", lambda: None)
-    monkeypatch.setenv("DIFFFIT_API_KEY", "dfk_wrong")
-    monkeypatch.setenv("DIFFFIT_BASES", str(tmp_path / "no-base"))
-    run = difffit("doctor")
-    assert run.code == 1
-    assert re.search(r"fail  key .*401 invalid_api_key", run.out)
-    assert re.search(r"fail  base .*set DIFFFIT_BASES to a DiTPipeline folder", run.out)
-
-
 def test_the_client_reads_what_the_command_wrote(client: DiffFit, difffit: Run, images: Path) -> None:
     job_id = only(r"ftjob-\w+", trained(difffit, images).out)
     job = client.jobs.get(job_id)
