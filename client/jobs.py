@@ -55,8 +55,7 @@ class Job:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Job":
-        method = (data.get("method") or {}).get("difffit") or {}
-        hyperparameters = method.get("hyperparameters") or data.get("hyperparameters") or {}
+        hyperparameters = data["method"]["difffit"]["hyperparameters"]
         return cls(
             id=data["id"],
             status=data["status"],

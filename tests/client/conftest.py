@@ -93,6 +93,8 @@ class Worker:
                     attempts.stop(session, plan, standing)
                     return
                 attempts.add_metric(session, plan, step, body)
+            with self._database.write() as session:
+                rows.make_checkpoint(session, plan, step)
             key = keys.preview(plan.tenant_id, plan.job_id, plan.attempt, step)
             data = png(width=32)
             self._store.put(key, data, "image/png")

@@ -301,8 +301,9 @@ def test_a_key_with_a_line_end_is_refused_before_it_is_sent() -> None:
 
 
 JOB = "/v1/fine_tuning/jobs/ftjob-1"
+GIVEN = {"model": "m", "training_file": "file-1", "method": {"difffit": {"hyperparameters": {}}}}
 JOBS: dict[str, Reply] = {
-    status: (200, {}, {"id": "ftjob-1", "status": status, "model": "m", "training_file": "file-1", "created_at": 1})
+    status: (200, {}, {"id": "ftjob-1", "status": status, "created_at": 1, **GIVEN})
     for status in ("running", "succeeded")
 }
 LAST: Reply = (404, {}, {"detail": "asked more often than it should be"})
