@@ -45,15 +45,15 @@ def _silence(url: str, settings: Settings | None) -> Finding:
 
 
 def _readiness(client: DiffFit, logs: str) -> Iterator[Finding]:
+    trouble = "no DiffFit: it names no checks"
     try:
         body = client.ready()
     except ApiError as error:
-        body = error.body  # 503 says what fails, in the same shape
-        if "checks" not in body:
-            yield Finding("fail", "ready", str(error), logs)
-            return
+        body, trouble = error.body, str(error)  # 503 says what fails, in the same shape
     except Unreachable as error:
-        yield Finding("fail", "ready", str(error), logs)
+        body, trouble = {}, str(error)
+    if not isinstance(body.get("checks"), dict):
+        yield Finding("fail", "ready", trouble, logs)
         return
     for name, check in body["checks"].items():
         if check["status"] == "ok":

@@ -2,6 +2,8 @@
 
 import re
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,29 @@ def test_the_port_that_up_would_take_is_looked_at(
         (tmp_path / ".env").write_text(f"DIFFFIT_PORT={port}\n")
         assert f"fail  port         {port} cannot be had" in difffit("doctor").out
     assert f"no answer from http://127.0.0.1:9; port {port} is free; start it: difffit up" in difffit("doctor").out
+
+
+def test_another_program_at_the_address_is_said_to_be_one(difffit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/healthz" else 404)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as listening:
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
+        thread.start()
+        monkeypatch.setenv("DIFFFIT_URL", f"http://127.0.0.1:{listening.server_port}")
+        run = difffit("doctor")
+        listening.shutdown()
+        thread.join()
+    assert run.code == 1
+    assert ("fail", "ready") in findings(run.out)
+    assert "Traceback" not in run.err
 
 
 def test_a_service_elsewhere_needs_no_torch_here(
