@@ -21,6 +21,7 @@ class Adapter:
     base_parameters: int
     classes: Sequence[str]
     metrics: Mapping[str, Any]
+    metadata: Mapping[str, str]
     created_at: int
     raw: Mapping[str, Any] = field(repr=False)
 
@@ -34,13 +35,14 @@ class Adapter:
             id=data["id"],
             model=data["model"],
             base=data["base"],
-            job_id=data.get("job_id"),
+            job_id=data["job_id"],
             bytes=data["bytes"],
             sha256=data["sha256"],
             parameters=data["parameters"],
-            base_parameters=data.get("base_parameters") or 0,
-            classes=data.get("classes") or [],
-            metrics=data.get("metrics") or {},
+            base_parameters=data["base_parameters"],
+            classes=data["classes"],
+            metrics=data["metrics"],
+            metadata=data["metadata"],
             created_at=data["created_at"],
             raw=data,
         )
@@ -60,6 +62,10 @@ class Adapters:
     def pull(self, adapter_id: str) -> bytes:
         """The safetensors file."""
         return self._transport.read(f"/v1/adapters/{adapter_id}/content")
+
+    def update(self, adapter_id: str, *, metadata: Mapping[str, str]) -> Adapter:
+        """`metadata` replaces what was there."""
+        return Adapter.from_json(self._transport.patch(f"/v1/adapters/{adapter_id}", {"metadata": dict(metadata)}))
 
     def delete(self, adapter_id: str) -> None:
         self._transport.delete(f"/v1/adapters/{adapter_id}")

@@ -17,7 +17,8 @@ from client.transport import Transport
 class DiffFit:
     """A service and a key. What is not given comes from the environment or from the folder of a local service.
 
-    Methods raise `ApiError` for an answer that is no success, `Unreachable` where nobody answers.
+    Methods raise `ApiError` for an answer that is no success, `Unreachable` where nobody answers, and those that wait
+    for something `StillUnderWay` where it has not ended in time.
     """
 
     def __init__(

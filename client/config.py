@@ -32,9 +32,9 @@ def find_config(environment: Mapping[str, str] | None = None, data_dir: Path | N
     """DIFFFIT_URL and DIFFFIT_API_KEY; else the port and the key file of the service in `data_dir` (`.difffit`)."""
     environment = os.environ if environment is None else environment
     folder = data_dir or Path(environment.get("DIFFFIT_DATA_DIR") or ".difffit")
-    url = environment.get("DIFFFIT_URL") or _local_url(environment, folder)
+    origin, url = _url(environment, folder)
     if not _is_http_url(url):
-        raise ClientError(f"DIFFFIT_URL is {url!r}: it must be an address like {DEFAULT_URL}")
+        raise ClientError(f"{origin} {url!r}: it must be an address like {DEFAULT_URL}")
     if key := environment.get("DIFFFIT_API_KEY", "").strip():
         return Config(url, key, "DIFFFIT_API_KEY", folder)
     path = folder / "api_key"
@@ -47,14 +47,22 @@ def find_config(environment: Mapping[str, str] | None = None, data_dir: Path | N
     return Config(url, key or None, str(path), folder)
 
 
-def _local_url(environment: Mapping[str, str], folder: Path) -> str:
-    """The service in `folder`: by the port that its settings name, else by the address that it wrote down."""
+def is_local(url: str) -> bool:
+    """Whether the service is on this very machine, as far as its address says so."""
+    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104 - compared with, never bound
+
+
+def _url(environment: Mapping[str, str], folder: Path) -> tuple[str, str]:
+    """(what names it, the address): DIFFFIT_URL, else the port of the service in `folder`, else what it wrote down."""
+    if url := environment.get("DIFFFIT_URL"):
+        return "DIFFFIT_URL is", url
     if port := environment.get("DIFFFIT_PORT"):
-        return f"http://127.0.0.1:{port}"
+        return "DIFFFIT_PORT makes", f"http://127.0.0.1:{port}"
+    path = folder / "url"
     try:
-        return (folder / "url").read_text().strip() or DEFAULT_URL
+        return f"{path} says", path.read_text().strip() or DEFAULT_URL
     except OSError:
-        return DEFAULT_URL
+        return "the default is", DEFAULT_URL
 
 
 def _is_http_url(url: str) -> bool:

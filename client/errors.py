@@ -28,6 +28,10 @@ class Unreachable(ClientError):
         self.base_url = base_url
 
 
+class StillUnderWay(ClientError):
+    """What was waited for goes on, but the time given for it is over."""
+
+
 @dataclass(frozen=True)
 class FieldError:
     """One field at fault; `pointer` is a JSON pointer into the request's body."""
@@ -95,11 +99,16 @@ class ApiError(ClientError):
         )
 
     @classmethod
-    def from_event(cls, error: Mapping[str, Any]) -> "ApiError":
-        """Read the `error` of a stream; its status was 200, for it had begun before anything went wrong."""
+    def from_error(cls, error: Mapping[str, Any]) -> "ApiError":
+        """Read the `error` of a stream or of work that was taken: status 200, for it began before it went wrong."""
         message, param = str(error.get("message") or "the service names no reason"), error.get("param")
         fields = (FieldError(f"/{param}", message),) if param else ()
         return cls(200, str(error.get("code") or "stream_error"), message, fields)
+
+
+def trouble_of(error: Mapping[str, Any] | None) -> str | None:
+    """Why work failed, in a line: its `error` as replies have it."""
+    return f"{error['message']} [{error['code']}]" if error else None
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -2,20 +2,20 @@
 
 import io
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from client.archive import as_archive
-from client.errors import ClientError
+from client.patience import wait
 from client.transport import Transport
 
 Told = Callable[[int, int], None]
 """Called with (bytes sent, bytes in all) while an upload runs."""
 
 _UPLOAD_SECONDS = 600.0
+LONGEST_WAIT = 3600.0  # validation may take half an hour, and as long again until it is a file's turn
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,15 @@ class Files:
     def delete(self, file_id: str) -> None:
         self._transport.delete(f"/v1/files/{file_id}")
 
-    def wait(self, file_id: str, timeout: float = 300.0) -> File:
-        """Until validation has spoken, for or against. Raises ClientError after `timeout` seconds."""
-        end = time.monotonic() + timeout
-        while (file := self.get(file_id)).status == "uploaded":
-            if time.monotonic() > end:
-                raise ClientError(f"file {file_id} is still being validated after {timeout:.0f} s")
-            time.sleep(0.2)
-        return file
+    def wait(self, file_id: str, timeout: float = LONGEST_WAIT) -> File:
+        """Until validation has spoken, for or against. Raises StillUnderWay after `timeout` seconds."""
+        return wait(
+            lambda: self.get(file_id),
+            lambda file: file.status != "uploaded",
+            lambda file: f"file {file.id} is still being validated",
+            timeout,
+            every_seconds=0.2,
+        )
 
 
 class _Told(io.FileIO):

@@ -1,13 +1,14 @@
 """Images: drawn by a base, by an adapted model or by a mix of several."""
 
 import base64
-import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 from urllib.parse import urlsplit
 
-from client.errors import ApiError, ClientError, Unreachable
+from client.errors import ApiError, Unreachable
+from client.jobs import ENDED
+from client.patience import wait
 from client.transport import Transport
 
 _GENERATIONS = "/v1/images/generations"
@@ -77,7 +78,10 @@ class Images:
         self._transport = transport
 
     def generate(self, model: str, prompt: str | None = None, **asked: Unpack[Asked]) -> Generation:
-        """Draw images of the class that `prompt` names (without one: of no class)."""
+        """Draw images of the class that `prompt` names (without one: of no class).
+
+        Raises ApiError for what went wrong with the drawing too, StillUnderWay where it takes longer than we wait.
+        """
         try:
             reply = self._transport.post(_GENERATIONS, _body(model, prompt, asked), timeout=_WAIT_SECONDS)
         except ApiError as error:
@@ -99,7 +103,7 @@ class Images:
         for _, event in self._transport.events("POST", _GENERATIONS, json=body):
             match event.get("type"):
                 case "error":
-                    raise ApiError.from_event(event.get("error") or {})
+                    raise ApiError.from_error(event.get("error") or {})
                 case "image_generation.partial_image":
                     yield PartialImage(_bytes(event), event.get("image_index", 0), event["partial_image_index"])
                 case "image_generation.completed":
@@ -111,14 +115,15 @@ class Images:
 
     def _wait(self, path: str, seconds: float) -> Generation:
         """The service answered that it still draws: its own place for the result is asked until it is there."""
-        end = time.monotonic() + seconds
-        while (state := self._transport.get(path))["status"] in ("queued", "running"):
-            if time.monotonic() > end:
-                raise ClientError(f"images {state['id']} are {state['status']} still, after {seconds:.0f} s more")
-            time.sleep(0.5)
+        state = wait(
+            lambda: self._transport.get(path),
+            lambda state: state["status"] in ENDED,
+            lambda state: f"images {state['id']} are still {state['status']}",
+            seconds,
+        )
         if state["status"] != "succeeded":
-            error = state.get("error") or {}
-            raise ClientError(f"images {state['id']} {state['status']}: {error.get('message')} [{error.get('code')}]")
+            cancelled = {"code": "cancelled", "message": f"the request {state['id']} was cancelled"}
+            raise ApiError.from_error(state["error"] or cancelled)
         images = [
             Image(self._transport.read(f"{path}/images/{number}"), item.get("seed"))
             for number, item in enumerate(state["data"])

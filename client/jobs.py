@@ -1,11 +1,11 @@
 """Fine-tuning jobs: what one asks for, and how it goes."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from client.errors import ApiError, ClientError, Unreachable
+from client.errors import ApiError, Unreachable, trouble_of
+from client.patience import wait
 from client.transport import Transport
 
 _JOBS = "/v1/fine_tuning/jobs"
@@ -51,12 +51,11 @@ class Job:
     @property
     def trouble(self) -> str | None:
         """Why it failed, in a line."""
-        return f"{self.error.get('message')} [{self.error.get('code')}]" if self.error else None
+        return trouble_of(self.error)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Job":
-        method = (data.get("method") or {}).get("difffit") or {}
-        hyperparameters = method.get("hyperparameters") or data.get("hyperparameters") or {}
+        hyperparameters = data["method"]["difffit"]["hyperparameters"]
         return cls(
             id=data["id"],
             status=data["status"],
@@ -117,16 +116,20 @@ class Jobs:
         metadata: Mapping[str, str] | None = None,
         evaluate: bool = False,
         checkpoint: str | None = None,
+        previews: bool | Mapping[str, int] | None = None,
     ) -> Job:
         """Queue a fine-tune of `model` on a file; what `hyperparameters` leaves out is chosen by the service.
 
         A tuned `model` (`ft:…`), or the id of a `checkpoint` beside a base, is continued from.
 
         With `evaluate` the adapter is measured against the pictures that training held out, once it is there.
+        `previews` says how often (`every`, in steps), how many (`images`) and how finely (`steps`) the job draws on the
+        way; False draws none.
         """
         body: dict[str, Any] = {"model": model, "training_file": training_file}
-        optional = {"checkpoint": checkpoint, "suffix": suffix, "seed": seed}
+        optional: dict[str, Any] = {"checkpoint": checkpoint, "suffix": suffix, "seed": seed}
         optional["metadata"] = dict(metadata) if metadata else None
+        optional["previews"] = dict(previews) if isinstance(previews, Mapping) else previews
         body |= {key: value for key, value in optional.items() if value is not None}
         if evaluate:
             body["evaluate"] = True
@@ -176,7 +179,7 @@ class Jobs:
     def metrics(self, job_id: str) -> Sequence[dict[str, Any]]:
         """`{step, train_loss, valid_loss, …}` in order of steps."""
         found = self._transport.page(f"{_JOBS}/{job_id}/metrics")
-        return [{**item, **(item.get("data") or item.get("metrics") or {})} for item in found]
+        return [{**item, **item["data"]} for item in found]
 
     def checkpoints(self, job_id: str) -> Sequence[dict[str, Any]]:
         return list(self._transport.page(f"{_JOBS}/{job_id}/checkpoints"))
@@ -194,13 +197,10 @@ class Jobs:
         return self._transport.read(f"{_JOBS}/{job_id}/previews/{preview_id}/content")
 
     def wait(self, job_id: str, timeout: float = 3600.0) -> Job:
-        """Until the job has ended, well or not. Raises ClientError after `timeout` seconds."""
-        end = time.monotonic() + timeout
-        while not (job := self.get(job_id)).has_ended:
-            if time.monotonic() > end:
-                raise ClientError(f"job {job_id} is {job.status} after {timeout:.0f} s")
-            time.sleep(0.5)
-        return job
+        """Until the job has ended, well or not. Raises StillUnderWay after `timeout` seconds."""
+        return wait(
+            lambda: self.get(job_id), lambda job: job.has_ended, lambda job: f"job {job_id} is {job.status}", timeout
+        )
 
 
 def _progress(data: dict[str, Any], steps: Any) -> Progress:

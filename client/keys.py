@@ -22,8 +22,8 @@ class Key:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Key":
-        secret = data.get("secret") or data.get("key")
-        return cls(data["id"], data["name"], data["prefix"], data["created_at"], data.get("revoked_at"), secret)
+        named = ("id", "name", "prefix", "created_at", "revoked_at")
+        return cls(*(data[name] for name in named), secret=data.get("secret"))
 
 
 class Keys:

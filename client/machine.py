@@ -33,6 +33,14 @@ def find_torch() -> Torch | None:
         return None
 
 
+def version() -> str:
+    """Of this installation."""
+    try:
+        return importlib.metadata.version(_DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
 def missing_packages(extra: str | None = None) -> list[str]:
     """Names that this installation asks for (or that `extra` adds) and that are not there."""
     try:

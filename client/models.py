@@ -15,9 +15,9 @@ class Model:
 
     id: str
     classes: Sequence[str]
-    image_size: int | None
-    parameters: int | None
-    fingerprint: str | None  # a base's
+    image_size: int
+    parameters: int
+    fingerprint: str  # of the base
     licence: str | None
     adapter_id: str | None  # an adapted model's
     raw: Mapping[str, Any] = field(repr=False)
@@ -28,9 +28,8 @@ class Model:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Model":
-        named = ("image_size", "parameters", "fingerprint", "licence", "adapter_id")
-        classes = [item["name"] if isinstance(item, dict) else str(item) for item in data.get("classes") or []]
-        return cls(data["id"], classes, *(data.get(name) for name in named), raw=data)
+        named = ("id", "classes", "image_size", "parameters", "fingerprint", "licence", "adapter_id")
+        return cls(*(data[name] for name in named), raw=data)
 
 
 class Models:
@@ -47,5 +46,5 @@ class Models:
         """The first base that the service offers."""
         for model in self.list():
             if model.is_base:
-                return self.get(model.id)
+                return model
         raise ClientError("the service offers no base model: set DIFFFIT_BASES where it runs")

@@ -7,13 +7,12 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from json import loads
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
+from client.config import is_local
 from client.errors import ApiError, ClientError, Unreachable
 
-_LOCAL = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104 - compared with, never bound
 _LONGEST_WAIT_SECONDS = 60.0
 
 Body = Mapping[str, Any]
@@ -22,7 +21,8 @@ Body = Mapping[str, Any]
 class Transport:
     """One service, one key. A request is repeated on 429, 503 and a broken connection: always safe here.
 
-    GET and DELETE may be repeated as they are; a POST carries an `Idempotency-Key`, the same one each time.
+    GET and DELETE may be repeated as they are, and a PATCH, which replaces; a POST carries an `Idempotency-Key`, the
+    same one each time.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Transport:
             headers={"User-Agent": "difffit-client", **headers},
             timeout=httpx.Timeout(timeout, connect=5.0),
             # a proxy from the environment would be asked for the service on this very machine
-            trust_env=urlsplit(self.base_url).hostname not in _LOCAL,
+            trust_env=not is_local(self.base_url),
         )
 
     def close(self) -> None:
@@ -59,8 +59,11 @@ class Transport:
     def post(self, path: str, body: Body | None = None, *, timeout: float | None = None) -> dict[str, Any]:
         return _object(self.send("POST", path, json=None if body is None else dict(body), timeout=timeout))
 
-    def delete(self, path: str) -> dict[str, Any]:
-        return _object(self.send("DELETE", path))
+    def patch(self, path: str, body: Body) -> dict[str, Any]:
+        return _object(self.send("PATCH", path, json=dict(body)))
+
+    def delete(self, path: str) -> None:
+        self.send("DELETE", path)
 
     def read(self, path: str) -> bytes:
         """The bytes of a small object: an image, an adapter."""
@@ -89,11 +92,13 @@ class Transport:
     ) -> httpx.Response:
         """One request, repeated where that is safe. `parts` gives the multipart fields anew for every attempt.
 
-        Raises ApiError or Unreachable; ClientError for a body that JSON cannot carry.
+        A 404 to a DELETE that is repeated is an answer too: what an earlier attempt may have deleted is gone. Raises
+        ApiError or Unreachable; ClientError for a body that JSON cannot carry.
         """
         _require_finite(json)
         headers = {"Idempotency-Key": str(uuid.uuid4())} if method == "POST" else {}
         more: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+        may_be_done = False
         for attempt in range(self._retries + 1):
             last = attempt == self._retries
             try:
@@ -102,13 +107,15 @@ class Transport:
             except httpx.TransportError as error:
                 if last or not _may_repeat(error):
                     raise Unreachable(self.base_url, _reason(error)) from error
+                may_be_done = may_be_done or _was_sent(error)
                 self.pause(attempt)
                 continue
-            if response.is_success:
+            if response.is_success or (method == "DELETE" and response.status_code == 404 and may_be_done):
                 return response
             error = ApiError.from_response(response)
             if last or not _is_passing(error, response, attempt):
                 raise error
+            may_be_done = may_be_done or error.status == 503  # the database may have gone away after the commit
             self.pause(attempt, error.retry_after)
         raise AssertionError("the last attempt returns or raises")
 
@@ -189,6 +196,11 @@ def _server_sent(lines: Iterator[str]) -> Iterator[tuple[str | None, dict[str, A
 def _may_repeat(error: httpx.TransportError) -> bool:
     """A read that timed out is not worth a second wait as long; a connection that broke is."""
     return not isinstance(error, httpx.ReadTimeout | httpx.UnsupportedProtocol)
+
+
+def _was_sent(error: httpx.TransportError) -> bool:
+    """Whether the service may have had the request, and acted on it."""
+    return not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
 
 
 def _is_passing(error: ApiError, response: httpx.Response, attempt: int) -> bool:

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from client.cli.output import moment, say, show, size, table
+from client.cli.saving import save
 from client.cli.session import connected
-from client.errors import ClientError
 
 app = typer.Typer(no_args_is_help=True, help="Adapters: what training made.")
 
@@ -49,7 +49,7 @@ def pull_adapter(
     path = out or Path(f"{adapter_id}.safetensors")
     with connected() as client:
         data = client.adapters.pull(adapter_id)
-    write(path, data)
+    save(path, data)
     say(f"saved {path} ({size(len(data))})")
 
 
@@ -60,12 +60,3 @@ def remove_adapters(adapter_ids: list[str]) -> None:
         for adapter_id in adapter_ids:
             client.adapters.delete(adapter_id)
             say(f"deleted {adapter_id}")
-
-
-def write(path: Path, data: bytes) -> None:
-    """Raises ClientError that names the file."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as error:
-        raise ClientError(f"cannot write {path}: {error.strerror}") from error

@@ -39,8 +39,7 @@ def evaluate(
         say(f"created {asked.id}: {asked.total} pictures to draw")
         ended = client.evaluations.wait(asked.id)
     if ended.result is None:
-        error = ended.error or {}
-        say(f"{ended.id} {ended.status}: {error.get('message')} [{error.get('code')}]")
+        say(f"{ended.id} {ended.status}" + (f": {ended.trouble}" if ended.trouble else ""))
         raise typer.Exit(1)
     _print(ended)
 

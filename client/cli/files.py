@@ -9,7 +9,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from client.api import DiffFit
 from client.cli.output import console, moment, say, show, size, table
 from client.cli.session import connected
-from client.files import File
+from client.files import LONGEST_WAIT, File
 
 app = typer.Typer(no_args_is_help=True, help="Datasets: archives or folders of images, one sub-folder a class.")
 
@@ -84,9 +84,9 @@ def push(client: DiffFit, path: Path) -> File:
     return file
 
 
-def is_usable(client: DiffFit, file: File) -> bool:
-    """Wait for validation and say what it found."""
-    settled = client.files.wait(file.id)
+def is_usable(client: DiffFit, file: File, seconds: float = LONGEST_WAIT) -> bool:
+    """Wait for validation and say what it found. Raises StillUnderWay."""
+    settled = client.files.wait(file.id, seconds)
     if settled.status != "processed":
         say(f"{settled.id} was refused: {settled.status_details} (difffit files report {settled.id})")
         return False

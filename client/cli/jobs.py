@@ -1,75 +1,17 @@
-"""`difffit train`, `difffit watch`, `difffit jobs …`"""
+"""`difffit jobs …`"""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from client.api import DiffFit
-from client.cli.board import watch
-from client.cli.files import is_usable, push
-from client.cli.output import moment, say, show, table
+from client.cli.output import moment, say, show, size, table
+from client.cli.saving import save
 from client.cli.session import connected
-from client.errors import ClientError
 from client.jobs import Job
 
 app = typer.Typer(no_args_is_help=True, help="Fine-tuning jobs.")
-
-
-def train(
-    source: Annotated[
-        str, typer.Argument(metavar="FILE_OR_PATH", help="A file's id, or a folder or archive to upload.")
-    ],
-    model: Annotated[
-        str | None, typer.Option(help="The base, or an adapted model to continue; default: the service's first base.")
-    ] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="A checkpoint to continue from, by its id.")] = None,
-    suffix: Annotated[str | None, typer.Option(help="A word for the adapted model's name.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default: chosen for the dataset.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
-    learning_rate: Annotated[float | None, typer.Option(min=0.0)] = None,
-    devices: Annotated[int | None, typer.Option(min=1, help="Devices to train on at once; default: 1.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="The same seed trains the same adapter.")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other hyperparameter.")
-    ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="Kept with the job.")
-    ] = None,
-    evaluating: Annotated[
-        bool, typer.Option("--evaluate", help="Measure the adapter against held-out images, before and after.")
-    ] = False,
-    watching: Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the job until it has ended.")] = False,
-) -> None:
-    """Adapt the base to a set of images."""
-    named = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "devices": devices}
-    hyperparameters = {key: value for key, value in named.items() if value is not None}
-    hyperparameters |= {name: _value(text) for name, text in _pairs(option, "--set").items()}
-    with connected() as client:
-        chosen = model or client.models.default_base().id
-        job = client.jobs.create(
-            _file_id(client, source),
-            model=chosen,
-            hyperparameters=hyperparameters,
-            suffix=suffix,
-            seed=seed,
-            metadata=_pairs(label, "--metadata"),
-            evaluate=evaluating,
-            checkpoint=checkpoint,
-        )
-        say(f"created {job.id} on {chosen}: {job.status}")
-        if watching:
-            _watch(client, {job.id: suffix or job.id})
-        else:
-            say(f"follow it with: difffit watch {job.id}")
-
-
-def watch_jobs(job_ids: Annotated[list[str], typer.Argument(metavar="JOB...")]) -> None:
-    """Follow jobs live: step, losses, speed, time left. Ctrl-C leaves them running."""
-    with connected() as client:
-        _watch(client, {job_id: job_id for job_id in job_ids})
 
 
 @app.command("list")
@@ -81,7 +23,7 @@ def list_jobs(
 ) -> None:
     """The newest jobs."""
     with connected() as client:
-        jobs = list(client.jobs.list(limit, _pairs(label, "--metadata")))
+        jobs = list(client.jobs.list(limit, pairs(label, "--metadata")))
     rows = [(j.id, j.status, _steps(j), j.model, j.adapter_id, moment(j.created_at)) for j in jobs]
     table(("ID", "STATUS", "STEP", "BASE", "ADAPTER", "CREATED"), rows, "no jobs yet: difffit train FOLDER")
 
@@ -125,6 +67,27 @@ def resume_jobs(job_ids: list[str]) -> None:
             _told(client.jobs.resume(job_id))
 
 
+@app.command("checkpoints")
+def list_checkpoints(job_id: str) -> None:
+    """The checkpoints that are kept of a job, newest first: `train --checkpoint ID` goes on from one."""
+    with connected() as client:
+        checkpoints = client.jobs.checkpoints(job_id)
+    rows = [
+        (c["id"], c["step_number"], *_losses(c["metrics"]), size(c["bytes"]), moment(c["created_at"]))
+        for c in checkpoints
+    ]
+    table(("ID", "STEP", "LOSS", "VALIDATION", "SIZE", "CREATED"), rows, "no checkpoints yet")
+
+
+@app.command("metrics")
+def list_metrics(job_id: str) -> None:
+    """A job's losses and speeds, in order of steps."""
+    with connected() as client:
+        metrics = client.jobs.metrics(job_id)
+    rows = [(m["step"], *_losses(m), m.get("steps_per_second")) for m in metrics]
+    table(("STEP", "LOSS", "VALIDATION", "STEPS/S"), rows, "nothing measured yet")
+
+
 @app.command("previews")
 def pull_previews(
     job_id: str,
@@ -136,57 +99,13 @@ def pull_previews(
         if not previews:
             say("no previews yet")
             return
-        make_folder(out)
         for preview in previews:
             path = out / f"{job_id}-{preview.step:06d}.png"
-            path.write_bytes(client.jobs.preview(job_id, preview.id))
+            save(path, client.jobs.preview(job_id, preview.id))
             say(f"{path}  step {preview.step}: {', '.join(str(name) for name in preview.classes)}")
 
 
-def make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ClientError(f"cannot make the folder {folder}: {error.strerror}") from error
-
-
-def _watch(client: DiffFit, names: Mapping[str, str]) -> None:
-    """Exit code 0 only where every job succeeded; 130 after Ctrl-C."""
-    try:
-        jobs = watch(client, names)
-    except KeyboardInterrupt:
-        listed = " ".join(names)
-        say(
-            f"stopped watching; the work goes on. "
-            f"Look again: difffit watch {listed}   End it: difffit jobs cancel {listed}"
-        )
-        raise typer.Exit(130) from None
-    for job in jobs:
-        if job.status == "succeeded":
-            say(f"{job.id} made {job.fine_tuned_model}")
-            say(f"draw with it: difffit sample {job.adapter_id or job.fine_tuned_model} CLASS -n 4 -o out.png")
-        elif job.trouble:
-            say(f"{job.id} {job.status}: {job.trouble}")
-        else:
-            say(f"{job.id} {job.status}")
-    if any(job.status != "succeeded" for job in jobs):
-        raise typer.Exit(1)
-
-
-def _told(job: Job) -> None:
-    say(f"{job.id}: {job.status}" + (f" ({job.phase})" if job.phase and job.status == "running" else ""))
-
-
-def _file_id(client: DiffFit, source: str) -> str:
-    if source.startswith("file-") and not Path(source).exists():
-        return source
-    file = push(client, Path(source))
-    if not is_usable(client, file):
-        raise typer.Exit(1)
-    return file.id
-
-
-def _pairs(items: list[str] | None, flag: str) -> dict[str, str]:
+def pairs(items: list[str] | None, flag: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for item in items or []:
         name, equals, value = item.partition("=")
@@ -196,12 +115,13 @@ def _pairs(items: list[str] | None, flag: str) -> dict[str, str]:
     return found
 
 
-def _value(text: str) -> Any:
-    """`3`, `0.1`, `true`, `["mlp"]` as JSON reads them, anything else as a word."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+def _told(job: Job) -> None:
+    say(f"{job.id}: {job.status}" + (f" ({job.phase})" if job.phase and job.status == "running" else ""))
+
+
+def _losses(measured: Mapping[str, Any]) -> list[str]:
+    found = (measured.get(name) for name in ("train_loss", "valid_loss"))
+    return ["" if loss is None else f"{loss:.4f}" for loss in found]
 
 
 def _steps(job: Job) -> str:

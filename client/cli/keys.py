@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from client.cli.output import moment, say, table
+from client.cli.output import moment, remark, say, table
 from client.cli.session import connected
 
 app = typer.Typer(no_args_is_help=True, help="API keys of this tenant.")
@@ -24,11 +24,11 @@ def list_keys(limit: Annotated[int, typer.Option("--limit", "-n", min=1)] = 20) 
 
 @app.command("create")
 def create_key(name: Annotated[str, typer.Argument(help="What it is for.")]) -> None:
-    """Make a key. Its secret is shown now and never again."""
+    """Make a key. Its secret, alone on standard output, is shown now and never again."""
     with connected() as client:
         key = client.keys.create(name)
     say(key.secret or "")
-    say(f"that is {key.id}; keep the secret, it is not shown again")
+    remark(f"that is {key.id}; keep the secret, it is not shown again")
 
 
 @app.command("revoke")

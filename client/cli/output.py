@@ -18,9 +18,14 @@ def say(line: str) -> None:
     console.print(escape(line))
 
 
+def remark(line: str) -> None:
+    """One line on standard error, out of the way of who reads the output; control characters shown, not obeyed."""
+    sys.stderr.write("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) + "\n")
+
+
 def complain(line: str) -> None:
-    """One line on standard error, control characters shown, not obeyed."""
-    sys.stderr.write("".join(c if c.isprintable() else repr(c)[1:-1] for c in f"difffit: {line}") + "\n")
+    """What went wrong, on standard error."""
+    remark(f"difffit: {line}")
 
 
 def show(data: Any) -> None:

@@ -9,8 +9,8 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from client.api import DiffFit
-from client.cli.adapters import write
 from client.cli.output import console, duration, say
+from client.cli.saving import save
 from client.cli.session import connected
 from client.errors import ClientError
 from client.images import Asked, CompletedImage, Generation, PartialImage
@@ -82,13 +82,13 @@ def sample(
         else:
             drawn = client.images.generate(name, prompt, **asked)
     for path, image in zip(paths, drawn.images, strict=True):
-        write(path, image.data)
+        save(path, image.data)
     if n > 1:
         pictures = [open_picture(image.data) for image in drawn.images]
         columns = math.ceil(math.sqrt(len(pictures)))
         rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
         quality = 100 if output_compression is None else output_compression
-        write(out, encode(sheet(rows, side=pictures[0].width), kind, quality))
+        save(out, encode(sheet(rows, side=pictures[0].width), kind, quality))
     seeds = ", ".join(str(image.seed) for image in drawn.images)
     took = drawn.stats.get("compute_ms")
     figures = f"; {duration(took / 1000)} of computing in a batch of {drawn.stats.get('batch_size')}" if took else ""
@@ -121,7 +121,7 @@ def _stream(
             if isinstance(event, PartialImage):
                 path = paths[event.index]
                 path = path.with_name(f"{path.stem}.partial-{event.number}{path.suffix}")
-                write(path, event.data)
+                save(path, event.data)
                 say(f"saved {path}")
             else:
                 completed.append(event)

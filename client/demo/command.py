@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import typer
 
 from client import machine
-from client.cli.adapters import write
 from client.cli.output import duration, say, size
+from client.cli.saving import save
 from client.config import find_config
 from client.demo import story
 from client.demo.report import batch_sentence, build_grid, build_page, next_steps
@@ -66,12 +66,12 @@ def _play(service: Service, clock: story.Clock, fresh: bool) -> Show:
 
 def _write(show: Show, clock: story.Clock, out: Path) -> Path:
     with clock.act("Write the report"):
-        write(out / "grid.png", to_png(build_grid(show)))
+        save(out / "grid.png", to_png(build_grid(show)))
         facts = machine.find_torch()
         if facts is not None:
             show.facts = (*show.facts, ("torch", f"{facts.version} on {facts.device}"))
     page = out / "report.html"
-    write(page, build_page(show).encode())
+    save(page, build_page(show).encode())
     return page
 
 

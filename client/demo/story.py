@@ -68,7 +68,7 @@ def train(client: DiffFit, base: Model, files: Sequence[File], fresh: bool) -> l
     known = [] if fresh else list(client.jobs.list(100))
     jobs: list[tuple[Job, bool]] = []
     for domain, file in zip(DOMAINS, files, strict=True):
-        marks = {"demo": domain.name, "digest": sha256_of(domain.archive), "base": base.fingerprint or base.id}
+        marks = {"demo": domain.name, "digest": sha256_of(domain.archive), "base": base.fingerprint}
         found = _find_job(client, known, marks)
         job = found or client.jobs.create(
             file.id,

@@ -119,7 +119,7 @@ class Service:
         for child in self._children:
             child.start()
         self._await_ready()
-        url = f"http://{settings.host}:{settings.port}"
+        url = url_of(settings.host, settings.port)
         (self._folder / "url").write_text(f"{url}\n")  # where the command line finds us
         _say(f"DiffFit is up at {url}; data in {self._folder}; Ctrl-C stops it")
         if made:
@@ -143,12 +143,11 @@ class Service:
         return ["--host", self._settings.host, "--port", str(self._settings.port)]
 
     def _await_ready(self) -> None:
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._settings.host, self._settings.host)  # noqa: S104
-        url = f"http://{host}:{self._settings.port}/readyz"
+        url = f"{url_of(self._settings.host, self._settings.port)}/readyz"
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and not self._stopping.is_set():
             try:
-                with urllib.request.urlopen(url, timeout=2) as reply:  # our own address
+                with urllib.request.urlopen(url, timeout=2) as reply:  # noqa: S310 - our own address
                     if json.load(reply):
                         return
             except OSError:
@@ -191,6 +190,12 @@ class Service:
 # Without the grace, an open event stream would hold up the shutdown.
 _API = ("uvicorn", "api.app:create_app", "--factory", "--no-access-log", "--timeout-graceful-shutdown", "5")
 _DEVICE_QUEUES = {"both": "train,sample", "train": "train", "sample": "sample"}
+
+
+def url_of(host: str, port: int) -> str:
+    """Where a service that listens on `host` is found from this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, never bound
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _celery(name: str, queues: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,20 @@ def test_train_uploads_follows_and_says_how_to_draw(difffit: Run, client: DiffFi
     assert len(client.jobs.metrics(job.id)) == 2
 
 
+def test_train_makes_the_job_of_a_file_that_is_still_being_validated(
+    service: Service, difffit: Run, client: DiffFit, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.cli.train._VERDICT_SECONDS", 0.0)
+    monkeypatch.setattr(service.worker, "validates", False)
+    run = difffit("train", str(images))
+    assert run.code == 0, run.err
+    job_id = only(r"ftjob-\w+", run.out)
+    assert "is still being validated: the job waits for that and starts by itself" in run.out
+    assert f"created {job_id} on tiny-dit: validating_files" in run.out
+    service.worker.validates = True
+    assert client.jobs.wait(job_id).status == "succeeded"
+
+
 def test_a_hyperparameter_that_json_has_not_is_refused_in_a_line(difffit: Run) -> None:
     refused = difffit("train", "file-x", "--set", "learning_rate=NaN")
     assert refused.code == 1
@@ -138,11 +153,39 @@ def test_previews_events_and_lists_of_a_job(difffit: Run, images: Path, tmp_path
     job_id = only(r"ftjob-\w+", trained(difffit, images).out)
     assert "step 10: a, b" in difffit("jobs", "previews", job_id, "-o", "strips").out
     assert [Image.open(path).size for path in sorted((tmp_path / "strips").iterdir())] == [(32, 16)] * 2
+    (tmp_path / "taken").write_text("a file")
+    refused = difffit("jobs", "previews", job_id, "-o", "taken")
+    assert (refused.code, len(refused.err.splitlines())) == (1, 1)
+    assert "cannot write taken/" in refused.err
     events = difffit("jobs", "events", job_id)
     assert "Created fine-tuning job" in events.line()
     assert "successfully completed" in events.line(-1)
     assert job_id in difffit("jobs", "list").line(1)
     assert json.loads(difffit("jobs", "show", job_id).out)["object"] == "fine_tuning.job"
+
+
+def test_a_jobs_checkpoints_and_metrics_are_listed(difffit: Run, client: DiffFit, images: Path) -> None:
+    job_id = only(r"ftjob-\w+", trained(difffit, images).out)
+    kept = [line.split("\t") for line in difffit("jobs", "checkpoints", job_id).out.splitlines()]
+    assert [line[1] for line in kept] == ["STEP", "10", "5"]
+    assert kept[1][0] == client.jobs.checkpoints(job_id)[0]["id"]
+    measured = [line.split("\t")[:3] for line in difffit("jobs", "metrics", job_id).out.splitlines()]
+    assert measured == [["STEP", "LOSS", "VALIDATION"], ["5", "0.2000", "0.2400"], ["10", "0.1000", "0.1200"]]
+
+
+def test_models_are_listed_and_shown_with_their_classes(difffit: Run, client: DiffFit, images: Path) -> None:
+    adapter = client.adapters.get(only(r"adapter-\w+", trained(difffit, images).out))
+    listed = [line.split("\t") for line in difffit("models", "list").out.splitlines()]
+    assert listed[1][:3] == ["tiny-dit", "base", "8x8"]
+    assert [adapter.model, "adapted", "8x8", "2", adapter.id] in listed
+    assert json.loads(difffit("models", "show", adapter.id).out)["classes"] == ["a", "b"]
+    assert "circle" in json.loads(difffit("models", "show", "base").out)["classes"]
+    assert "404 model_not_found" in difffit("models", "show", "ft:nowhere").err
+
+
+def test_the_command_says_which_it_is(difffit: Run) -> None:
+    said = difffit("--version")
+    assert (said.code, said.out) == (0, f"difffit {version('difffit-service')}\n")
 
 
 def test_evaluate_waits_and_says_how_far_training_went(difffit: Run, images: Path) -> None:
@@ -241,7 +284,8 @@ def test_an_adapter_is_listed_pulled_and_removed(difffit: Run, client: DiffFit, 
 
 def test_a_key_opens_until_it_is_revoked(difffit: Run, service: Service) -> None:
     made = difffit("keys", "create", "laptop")
-    secret, key_id = made.line(), only(r"key-\w+", made.out)
+    secret, key_id = made.line(), only(r"key-\w+", made.err)
+    assert made.out.splitlines() == [secret]  # KEY=$(difffit keys create ci)
     with DiffFit(service.url, secret) as other:
         assert other.models.default_base().id == "tiny-dit"
         assert difffit("keys", "revoke", key_id).out.strip() == f"revoked {key_id}"
@@ -317,25 +361,6 @@ def test_hostile_text_of_a_reply_reaches_the_terminal_escaped(difffit: Run) -> N
     run = difffit("sample", "ft:\x1b[31mred")
     assert run.code == 1
     assert "\x1b" not in run.err
-
-
-def test_doctor_finds_the_running_service_well(difffit: Run, monkeypatch: pytest.MonkeyPatch, tiny_base: Path) -> None:
-    monkeypatch.setenv("DIFFFIT_BASES", str(tiny_base))
-    monkeypatch.setattr("client.machine.find_torch", lambda: None)  # seconds of import, and its own test
-    lines = {tuple(line.split()[:2]) for line in difffit("doctor").out.splitlines()}
-    assert {("ok", "service"), ("ok", "database"), ("ok", "object_store"), ("ok", "key"), ("ok", "base")} <= lines
-    assert ("warn", "broker") in lines  # none runs here, and jobs are accepted without one
-    assert ("fail", "torch") in lines
-
-
-def test_doctor_fails_with_advice(difffit: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("client.machine.find_torch", lambda: None)
-    monkeypatch.setenv("DIFFFIT_API_KEY", "dfk_wrong")
-    monkeypatch.setenv("DIFFFIT_BASES", str(tmp_path / "no-base"))
-    run = difffit("doctor")
-    assert run.code == 1
-    assert re.search(r"fail  key .*401 invalid_api_key", run.out)
-    assert re.search(r"fail  base .*set DIFFFIT_BASES to a DiTPipeline folder", run.out)
 
 
 def test_the_client_reads_what_the_command_wrote(client: DiffFit, difffit: Run, images: Path) -> None:

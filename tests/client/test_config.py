@@ -32,6 +32,8 @@ def test_the_address_that_the_service_wrote_down_leads_to_it(data_dir: Path) -> 
     (data_dir / "url").write_text("http://127.0.0.1:9001\n")
     assert find_config({}, data_dir).url == "http://127.0.0.1:9001"
     assert find_config({"DIFFFIT_PORT": "9000"}, data_dir).url == "http://127.0.0.1:9000"
+    (data_dir / "url").write_text("http://[::1]:8321\n")
+    assert find_config({}, data_dir).url == "http://[::1]:8321"
 
 
 def test_a_missing_key_is_said_only_when_it_is_needed(tmp_path: Path) -> None:
@@ -45,6 +47,14 @@ def test_a_missing_key_is_said_only_when_it_is_needed(tmp_path: Path) -> None:
 def test_an_address_that_is_none_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(ClientError, match="DIFFFIT_URL"):
         find_config({"DIFFFIT_URL": url}, tmp_path)
+
+
+def test_a_bad_address_is_said_to_be_of_where_it_came_from(tmp_path: Path) -> None:
+    with pytest.raises(ClientError, match=r"^DIFFFIT_PORT makes 'http://127.0.0.1:http': it must be an address like"):
+        find_config({"DIFFFIT_PORT": "http"}, tmp_path)
+    (tmp_path / "url").write_text("http://::1:8321\n")
+    with pytest.raises(ClientError, match=f"^{tmp_path}/url says 'http://::1:8321': it must be an address like"):
+        find_config({}, tmp_path)
 
 
 def test_a_key_file_that_is_a_folder_is_one_clear_line(tmp_path: Path) -> None:

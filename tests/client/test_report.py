@@ -70,11 +70,14 @@ def make_trained(letter: str, domain: Domain, classes: tuple[str, ...] = ("one",
             "id": f"adapter-{letter}",
             "model": f"ft:base:t::{letter}",
             "base": "base",
+            "job_id": job.id,
             "bytes": 123_456,
             "sha256": letter * 64,
             "parameters": 1_000,
             "base_parameters": 1_000_000,
             "classes": list(classes),
+            "metrics": {},
+            "metadata": {},
             "created_at": 1,
         }
     )
@@ -94,7 +97,8 @@ def make_show(title: str = "line art", distinct: int = 2) -> Show:
     ]
     rows.append(Row("real", "CC0", [picture(), picture()], ["x", "y"], is_real=True))
     stats = [{"distinct_adapters": distinct, "batch_size": 6, "queue_ms": 12, "compute_ms": 900}] * 6
-    base = Model.from_json({"id": "base", "classes": ["x", "y"], "parameters": 1_000_000, "licence": "cc0"})
+    facts = {"parameters": 1_000_000, "licence": "cc0", "image_size": 64, "fingerprint": "f", "adapter_id": None}
+    base = Model.from_json({"id": "base", "classes": ["x", "y"], **facts})
     drawn = Drawn(stats, [7, 8], 1.5)
     return Show(
         base, trained, rows, drawn, [("cores", "2")], "http://127.0.0.1:1", (), [Stage("Train", 60.0, "by turns")]

@@ -151,6 +151,30 @@ def test_a_final_refusal_is_not_repeated(server: Server, transport: Transport, w
     assert caught.value.location == "/v1/images/generations/img-1"
 
 
+@pytest.mark.parametrize("first", [CUT, (503, {"Retry-After": "1"}, {})])
+def test_a_delete_whose_first_answer_was_lost_is_done_when_the_thing_is_gone(
+    server: Server, transport: Transport, first: Reply
+) -> None:
+    server.replies = [first, (404, {}, {"detail": "no such thing"})]
+    transport.delete("/v1/things/1")
+    assert server.requests == 2
+
+
+@pytest.mark.parametrize("replies", [[(404, {}, {})], [(429, {"Retry-After": "1"}, {}), (404, {}, {})]])
+def test_a_delete_of_what_was_never_there_is_an_error(
+    server: Server, transport: Transport, replies: list[Reply]
+) -> None:
+    server.replies = replies
+    with pytest.raises(ApiError, match="404"):
+        transport.delete("/v1/things/1")
+
+
+def test_a_read_after_a_broken_connection_is_still_not_found(server: Server, transport: Transport) -> None:
+    server.replies = [CUT, (404, {}, {})]
+    with pytest.raises(ApiError, match="404"):
+        transport.get("/v1/things/1")
+
+
 def test_patience_ends(server: Server, transport: Transport) -> None:
     server.replies = [(503, {"Retry-After": "1"}, {"detail": "the database is away", "error": {"code": "unavailable"}})]
     with pytest.raises(ApiError) as caught:
@@ -246,14 +270,40 @@ def test_a_stream_that_ends_early_says_so(
     assert server.requests == 1
 
 
+HANDED_OVER: Reply = (503, {"x-should-retry": "false", "Location": "/v1/images/generations/img-1"}, {})
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "code", "message"),
+    [
+        (
+            "failed",
+            {"code": "out_of_memory", "message": "it is too large", "param": "size"},
+            "out_of_memory",
+            "too large",
+        ),
+        ("cancelled", None, "cancelled", "img-1 was cancelled"),
+    ],
+)
+def test_images_that_fail_after_the_service_went_on_without_us_raise_their_code(
+    server: Server, transport: Transport, status: str, error: dict[str, str] | None, code: str, message: str
+) -> None:
+    server.replies = [HANDED_OVER]
+    server.at = {"/v1/images/generations/img-1": (200, {}, {"id": "img-1", "status": status, "error": error})}
+    with pytest.raises(ApiError, match=message) as caught:
+        Images(transport).generate("tiny-dit")
+    assert caught.value.code == code
+
+
 def test_a_key_with_a_line_end_is_refused_before_it_is_sent() -> None:
     with pytest.raises(ClientError, match="without line ends"):
         Transport("http://127.0.0.1:9", "dfk_a\nb")
 
 
 JOB = "/v1/fine_tuning/jobs/ftjob-1"
+GIVEN = {"model": "m", "training_file": "file-1", "method": {"difffit": {"hyperparameters": {}}}}
 JOBS: dict[str, Reply] = {
-    status: (200, {}, {"id": "ftjob-1", "status": status, "model": "m", "training_file": "file-1", "created_at": 1})
+    status: (200, {}, {"id": "ftjob-1", "status": status, "created_at": 1, **GIVEN})
     for status in ("running", "succeeded")
 }
 LAST: Reply = (404, {}, {"detail": "asked more often than it should be"})

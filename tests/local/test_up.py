@@ -11,6 +11,7 @@ import pytest
 from core.db.session import Database
 from core.local.bootstrap import bootstrap, key_file
 from core.local.checks import CannotStart, lock_folder
+from core.local.up import url_of
 from core.settings import PACKAGED_BASE
 from core.tenants import service as tenants
 
@@ -72,6 +73,20 @@ def test_the_first_start_makes_a_tenant_and_a_key_that_opens(sqlite_url: str, tm
         assert tenants.authenticate(session, made.read_text().strip()).name == "default"
     assert bootstrap(database, tmp_path) is None
     database.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8321"),
+        ("0.0.0.0", "http://127.0.0.1:8321"),
+        ("::1", "http://[::1]:8321"),
+        ("::", "http://[::1]:8321"),
+        ("box.local", "http://box.local:8321"),
+    ],
+)
+def test_the_address_that_is_written_down_leads_here_from_this_machine(host: str, url: str) -> None:
+    assert url_of(host, 8321) == url
 
 
 def test_two_services_cannot_hold_one_folder(tmp_path: Path) -> None:
