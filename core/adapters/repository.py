@@ -21,7 +21,8 @@ class AdapterRepository:
 
     def lock(self, adapter_id: str) -> Adapter:
         """As `get`, and nobody else changes it before this transaction ends."""
-        found = self._session.scalar(self._own().where(Adapter.id == adapter_id).with_for_update())
+        query = self._own().where(Adapter.id == adapter_id).with_for_update()
+        found = self._session.scalar(query.execution_options(populate_existing=True))
         if found is None:
             raise NotFound(f"no adapter {adapter_id}")
         return found

@@ -45,7 +45,8 @@ def test_metadata_is_replaced_unless_somebody_was_faster(service: Service, owner
     assert_problem(client.patch(path, json={"metadata": {}}, headers={"If-Match": old}), 412, "precondition_failed")
     told = client.patch(path, json={"metadata": {"stage": "live"}}, headers={"If-None-Match": "*"})
     assert (told.status_code, told.json()["metadata"]) == (200, {"stage": "live"}), "304 is for who reads"
-    assert_problem(client.delete(path, headers={"If-Match": old}), 412, "precondition_failed")
+    for name in (path, f"/v1/models/{adapter.model}"):
+        assert_problem(client.delete(name, headers={"If-Match": old}), 412, "precondition_failed")
     assert client.get(path).json()["metadata"] == {"stage": "live"}
 
 
@@ -74,7 +75,8 @@ def test_models_are_the_bases_and_ones_own(service: Service, owner: Owner, clien
 def test_ones_own_model_can_be_deleted_and_a_base_cannot(service: Service, owner: Owner, client: TestClient) -> None:
     _, adapter = service.trained(owner)
     assert_problem(client.delete("/v1/models/tiny-dit"), 409, "base_model")
-    assert client.delete(f"/v1/models/{adapter.model}").json() == {
+    etag = client.get(f"/v1/adapters/{adapter.id}").headers["etag"]
+    assert client.delete(f"/v1/models/{adapter.model}", headers={"If-Match": etag}).json() == {
         "id": adapter.model,
         "object": "model",
         "deleted": True,
