@@ -84,7 +84,7 @@ async def create_image(
     keeps = once.key is not None
     if body.stream:
         stream = image_stream(services, caller.tenant_id, sample_id, keeps)
-        headers |= {"Location": location, "X-Accel-Buffering": "no", "Cache-Control": "no-store"}
+        headers |= {"Location": location, "X-Accel-Buffering": "no"}
         return StreamingResponse(stream, media_type=EVENT_STREAM, headers=headers)
     seconds = services.settings.image_wait_seconds
     if body.timeout is not None:

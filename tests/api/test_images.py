@@ -288,6 +288,7 @@ def test_a_stream_shows_partial_images_and_then_the_images(service: Service, cli
 
     reply = _during(client, BODY | {"n": 1, "stream": True, "partial_images": 2}, act)
     assert reply.headers["content-type"].startswith("text/event-stream")
+    assert reply.headers["cache-control"] == "private, no-store"
     events = _events(reply.text)
     # Partial images that nobody looked at before the end are left out: a reader wants the picture.
     assert {event["type"] for event in events[:-1]} <= {"image_generation.partial_image"}
