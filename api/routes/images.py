@@ -25,7 +25,7 @@ from api.events import EVENT_STREAM
 from api.image_stream import give_up, image_stream
 from api.once import REPLAYED, Once, OnceDep
 from api.schemas.base import UNCHANGED, problems
-from api.schemas.images import GenerationRead, ImageCreate, ImageRead, ImagesRead
+from api.schemas.images import GenerationRead, ImageCreate, ImageRead, ImagesRead, error_of
 from api.services import Services
 from core import faults
 from core.adapters.repository import AdapterRepository
@@ -44,7 +44,7 @@ router = APIRouter(prefix="/v1/images/generations", tags=["images"])
 Outcome = Literal["ended", "gone", "late"]
 
 _GRACE_SECONDS = 1.0  # the worker says by itself what came too late
-_REFUSED = frozenset({"invalid", "unknown_class", "unknown_model", "adapter_incompatible", "image_not_finite"})
+_REFUSED = frozenset({"invalid", "unknown_class", "unknown_model", "image_not_finite"})
 
 
 @router.post(
@@ -279,7 +279,7 @@ def _kept(row: Sample) -> list[dict[str, Any]]:
 
 def _trouble(row: Sample) -> DomainError:
     """Why nothing was drawn: the caller's doing is 4xx, a timeout 504, ours 503, or 500 where we know no better."""
-    error = row.error or {"code": "cancelled", "message": "the request was cancelled", "param": None}
+    error = error_of(row)
     code, message = error["code"], error["message"]
     if code in _REFUSED:
         return Invalid(message, code=code, pointer=f"/{error['param']}" if error.get("param") else None)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, field_validator, model_validator
 from typing_extensions import TypeAliasType
 
-from api.schemas.base import Body, ModelName, Text
+from api.schemas.base import Body, ModelName, Text, storable
 from api.schemas.hyperparameters import schema
 from core.clock import to_unix
 from core.jobs.states import Status
@@ -20,8 +20,9 @@ _MAX_ITEMS = 100
 def _plain(value: Any, depth: int = 0) -> Any:
     """A JSON value that every database can hold, of a size that a hyperparameter may have."""
     if isinstance(value, str):
-        if len(value) > _MAX_TEXT or "\x00" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise ValueError(f"texts must be at most {_MAX_TEXT} characters, without NUL and lone surrogates")
+        if len(value) > _MAX_TEXT:
+            raise ValueError(f"texts must be at most {_MAX_TEXT} characters")
+        storable(value)
     elif isinstance(value, int) and abs(value) >= _MAX_INT:
         raise ValueError("numbers must lie within 64 bits")
     elif isinstance(value, float) and not math.isfinite(value):
