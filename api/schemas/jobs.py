@@ -131,7 +131,8 @@ class MethodRead(BaseModel):
 class JobRead(BaseModel):
     """OpenAI's fine-tuning job. From `phase` on the fields are ours."""
 
-    PASSING: ClassVar = frozenset({"queue", "progress", "estimated_finish"})  # api.states
+    # api.states
+    PASSING: ClassVar = frozenset({"queue", "progress", "estimated_finish", "device_seconds", "numeric_path"})
 
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
@@ -162,6 +163,10 @@ class JobRead(BaseModel):
     base_fingerprint: str
     continued_from: ContinuedFrom | None
     evaluate: bool
+    device_seconds: float = Field(description="Of all its devices together, so far.")
+    numeric_path: dict[str, Any] | None = Field(
+        description="What its bits depend on, fixed as it begins: torch, device, threads, dtype, micro_batch, …"
+    )
 
     @classmethod
     def of(cls, row: Job, tuned_model: str | None, position: int | None) -> Self:
@@ -198,6 +203,8 @@ class JobRead(BaseModel):
                 "base_fingerprint": row.base_fingerprint,
                 "continued_from": row.start and {"type": row.start["kind"], "id": row.start["id"]},
                 "evaluate": row.evaluate,
+                "device_seconds": row.device_seconds,
+                "numeric_path": row.numeric_path,
             }
         )
 

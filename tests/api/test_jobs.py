@@ -179,6 +179,26 @@ def test_what_a_job_leaves_behind_is_listed(service: Service, owner: Owner, clie
     assert (picture.content, picture.headers["content-type"]) == (b"png", "image/png")
 
 
+def test_a_job_shows_how_its_numbers_come_about_and_what_it_cost(
+    service: Service, client: TestClient, file_id: str
+) -> None:
+    path = f"{JOBS}/{client.post(JOBS, json=job_body(file_id)).json()['id']}"
+    waiting = client.get(path).json()
+    assert (waiting["numeric_path"], waiting["device_seconds"]) == (None, 0)
+    with service.database.write() as session:
+        plan = rows.claim_job(session, service.catalog)
+        rows.report_step(session, plan, 1, seconds=0.5)
+    etag = client.get(path).headers["etag"]
+    numeric_path = {"torch": "2.9.1", "device": "cpu", "threads": 1, "dtype": "float32", "micro_batch": 8}
+    with service.database.write() as session:
+        assert attempts.fix_numeric_path(session, plan, numeric_path)
+        rows.report_step(session, plan, 2, seconds=1.0)
+    running = client.get(path).json()
+    assert (running["numeric_path"], running["device_seconds"]) == (numeric_path, 1.5)
+    decided = client.post(f"{path}/pause", headers={"If-Match": etag})
+    assert decided.status_code == 200, "neither is a state that a caller decides by"
+
+
 def test_events_come_newest_first_in_pages(service: Service, owner: Owner, client: TestClient) -> None:
     path = f"/v1/fine_tuning/jobs/{service.trained(owner)[0]}/events"
     everything = client.get(path, params={"limit": 100}).json()["data"]
