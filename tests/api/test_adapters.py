@@ -2,7 +2,7 @@ import hashlib
 
 from fastapi.testclient import TestClient
 
-from tests.api.conftest import Owner, Service, assert_problem, unknown
+from tests.api.conftest import Owner, Service, assert_problem, job_body, unknown
 
 
 def test_an_adapter_is_shown_with_what_it_is_made_of(service: Service, owner: Owner, client: TestClient) -> None:
@@ -70,6 +70,19 @@ def test_models_are_the_bases_and_ones_own(service: Service, owner: Owner, clien
     for model in (base, tuned):
         assert client.get(f"/v1/models/{model['id']}").json() == model
     assert service.owner().client.get("/v1/models").json()["data"] == [base]
+
+
+def test_a_model_says_what_a_job_on_its_base_may_ask_for(service: Service, owner: Owner, client: TestClient) -> None:
+    service.trained(owner)
+    base, tuned = client.get("/v1/models").json()["data"]
+    assert (base["conditioning"], base["prediction"]) == ("class", "epsilon")
+    assert (base["layers"], base["max_image_size"], base["image_size_step"]) == (4, 16, 2)
+    told = ("conditioning", "prediction", "layers", "max_image_size", "image_size_step")
+    assert [tuned[name] for name in told] == [base[name] for name in told]
+    file_id = service.dataset(owner).id
+    for size, status in ((16, 200), (18, 422), (15, 422)):
+        body = job_body(file_id, method={"type": "difffit", "difffit": {"hyperparameters": {"image_size": size}}})
+        assert client.post("/v1/fine_tuning/jobs", json=body).status_code == status
 
 
 def test_ones_own_model_can_be_deleted_and_a_base_cannot(service: Service, owner: Owner, client: TestClient) -> None:
