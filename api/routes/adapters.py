@@ -6,6 +6,7 @@ from sqlalchemy.orm import Session
 
 from api.content import Stored, object_reply
 from api.deps import AfterParam, LimitParam, ReadSessionDep, ServicesDep, SessionDep, TenantDep
+from api.labels import LABELS_PARAM, LabelsParam
 from api.schemas.adapters import AdapterRead, AdapterUpdate
 from api.schemas.base import UNCHANGED, Deleted, ListRead, problems
 from api.states import check_state, state_reply
@@ -15,11 +16,20 @@ from core.adapters.repository import AdapterRepository
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
 
-@router.get("", responses=problems(404, 422), summary="List adapters, newest first")
+@router.get(
+    "",
+    responses=problems(404, 422),
+    openapi_extra={"parameters": [LABELS_PARAM]},
+    summary="List adapters, newest first",
+)
 def list_adapters(
-    session: ReadSessionDep, caller: TenantDep, after: AfterParam = None, limit: LimitParam = 20
+    session: ReadSessionDep,
+    caller: TenantDep,
+    labels: LabelsParam,
+    after: AfterParam = None,
+    limit: LimitParam = 20,
 ) -> ListRead[AdapterRead]:
-    page = AdapterRepository(session, caller.tenant_id).list_newest(after, limit)
+    page = AdapterRepository(session, caller.tenant_id).list_newest(after, limit, labels)
     return ListRead[AdapterRead].of([AdapterRead.of(row) for row in page.rows], page.has_more)
 
 

@@ -11,7 +11,9 @@ from sqlalchemy.orm import Session
 
 from api.content import Stored, object_reply
 from api.deps import (
+    AfterParam,
     CatalogDep,
+    LimitParam,
     ReadSessionDep,
     ServicesDep,
     SessionDep,
@@ -24,7 +26,7 @@ from api.errors import StillDrawing, TimedOut
 from api.events import EVENT_STREAM
 from api.image_stream import give_up, image_stream
 from api.once import REPLAYED, Once, OnceDep
-from api.schemas.base import UNCHANGED, problems
+from api.schemas.base import UNCHANGED, ListRead, problems
 from api.schemas.images import GenerationRead, ImageCreate, ImageRead, ImagesRead, error_of
 from api.services import Services
 from core import faults
@@ -97,6 +99,20 @@ async def create_image(
     as_url = body.response_format == "url"
     images = await to_thread.run_sync(_images, services, request, caller.tenant_id, sample_id, as_url)
     return JSONResponse(images.model_dump(mode="json", exclude_none=False), headers=headers)
+
+
+@router.get("", responses=problems(404, 422), summary="List requests for images, newest first")
+def list_image_generations(
+    request: Request,
+    services: ServicesDep,
+    session: ReadSessionDep,
+    caller: TenantDep,
+    after: AfterParam = None,
+    limit: LimitParam = 20,
+) -> ListRead[GenerationRead]:
+    """So that one whose `Location` was lost is found again."""
+    page = SampleRepository(session, caller.tenant_id).list_newest(after, limit)
+    return ListRead[GenerationRead].of([_as_generation(services, request, row) for row in page.rows], page.has_more)
 
 
 @router.get("/{generation_id}", responses=problems(404), summary="A request for images and where they lie")

@@ -50,6 +50,22 @@ def test_metadata_is_replaced_unless_somebody_was_faster(service: Service, owner
     assert client.get(path).json()["metadata"] == {"stage": "live"}
 
 
+def test_adapters_are_listed_by_their_metadata(service: Service, owner: Owner, client: TestClient) -> None:
+    stranger = service.owner()
+    made = [service.trained(asker)[1].id for asker in (owner, owner, owner, stranger)]
+    for asker, adapter_id, stage in zip((client, client, stranger.client), (*made[:2], made[3]), "aba", strict=True):
+        asker.patch(f"/v1/adapters/{adapter_id}", json={"metadata": {"stage": stage, "team": "x"}})
+
+    def listed(**query: str) -> list[str]:
+        return [adapter["id"] for adapter in client.get("/v1/adapters", params=query).json()["data"]]
+
+    assert listed() == [made[2], made[1], made[0]]
+    assert listed(**{"metadata[stage]": "a"}) == [made[0]]
+    assert listed(**{"metadata[team]": "x"}) == [made[1], made[0]]
+    assert listed(**{"metadata[team]": "x", "after": made[1]}) == [made[0]]
+    assert listed(metadata="null") == [made[2]]
+
+
 def test_a_deleted_adapter_is_no_model_any_more(service: Service, owner: Owner, client: TestClient) -> None:
     job_id, adapter = service.trained(owner)
     assert client.delete(f"/v1/adapters/{adapter.id}").json()["deleted"] is True

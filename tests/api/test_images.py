@@ -52,6 +52,29 @@ def test_respond_async_answers_at_once(service: Service, client: TestClient) -> 
     assert client.get(done["data"][0]["url"]).content == b"picture 5"
 
 
+def test_a_request_whose_location_was_lost_is_found_again(service: Service, client: TestClient) -> None:
+    def asked(by: TestClient) -> str:
+        made = by.post("/v1/images/generations", json=BODY, headers={"Prefer": "respond-async"})
+        return made.headers["location"]
+
+    drawn = asked(client)
+    service.draw()
+    waiting, _ = asked(client), asked(service.owner().client)
+    page = client.get("/v1/images/generations", params={"limit": 1}).json()
+    assert (page["data"], page["has_more"]) == ([client.get(waiting).json()], True)
+    rest = client.get("/v1/images/generations", params={"after": page["last_id"]}).json()
+    assert (rest["data"], rest["has_more"]) == ([client.get(drawn).json()], False)
+    assert client.get(rest["data"][0]["data"][1]["url"]).content == b"picture 6"
+
+
+def test_images_that_are_gone_hold_up_no_list(service: Service, client: TestClient) -> None:
+    body = _drawn(service, client, BODY).json()
+    with service.database.write() as session:
+        session.get_one(Sample, body["id"]).images = None
+    [listed] = client.get("/v1/images/generations").json()["data"]
+    assert (listed["id"], listed["status"], listed["data"]) == (body["id"], "succeeded", None)
+
+
 def test_a_request_that_takes_too_long_tells_where_to_look(service: Service, client: TestClient) -> None:
     service.settings.image_wait_seconds = 0.2
     reply = client.post("/v1/images/generations", json=BODY)

@@ -145,6 +145,24 @@ def test_jobs_are_listed_by_their_metadata(service: Service, client: TestClient,
     assert labelled(client, **{"metadata[team]": "a", "after": first["last_id"]}) == ["1"]
 
 
+def test_jobs_are_listed_by_their_state(service: Service, client: TestClient, file_id: str) -> None:
+    stranger = service.owner()
+    assert stranger.client.post(JOBS, json=job_body(service.dataset(stranger).id)).status_code == 200
+    paths = []
+    for note in "1234":
+        job = client.post(JOBS, json=job_body(file_id, metadata={"note": note, "team": "ab"[note > "2"]})).json()
+        paths.append(f"{JOBS}/{job['id']}")
+    for path in paths[::2]:
+        client.post(f"{path}/pause")
+    assert labelled(client, status="queued") == ["4", "2"]
+    assert labelled(client, status="paused") == ["3", "1"]
+    assert labelled(client, **{"status": "paused", "metadata[team]": "a"}) == ["1"]
+    assert labelled(client, status="paused", limit="1", after=paths[3].rsplit("/", 1)[1]) == ["3"]
+    assert labelled(client, status="failed") == []
+    assert_problem(client.get(JOBS, params={"status": "done"}), 422, "invalid", "/status")
+
+
+@pytest.mark.parametrize("path", [JOBS, "/v1/adapters"])
 @pytest.mark.parametrize(
     "query",
     [
@@ -159,8 +177,8 @@ def test_jobs_are_listed_by_their_metadata(service: Service, client: TestClient,
         "&".join(f"metadata[{number}]=a" for number in range(17)),
     ],
 )
-def test_a_filter_that_cannot_be_meant_is_refused(client: TestClient, query: str) -> None:
-    assert_problem(client.get(f"{JOBS}?{query}"), 422, "invalid", "/metadata")
+def test_a_filter_that_cannot_be_meant_is_refused(client: TestClient, path: str, query: str) -> None:
+    assert_problem(client.get(f"{path}?{query}"), 422, "invalid", "/metadata")
 
 
 def test_what_a_job_leaves_behind_is_listed(service: Service, owner: Owner, client: TestClient) -> None:
