@@ -78,6 +78,7 @@ def _look(services: Services, tenant_id: str, sample_id: str, shown: int) -> tup
         return [event for event in events if event["b64_json"]], shown + len(new), False
     if row.status != "succeeded":
         return [{"type": "error", "error": error_of(row)}], shown, True
+    services.metrics.drawn(row.stats)
     return [_completed(services, row, index) | common for index in range(len(row.images or []))], shown, True
 
 

@@ -263,6 +263,7 @@ def _images(services: Services, request: Request, tenant_id: str, sample_id: str
         row = SampleRepository(session, tenant_id).get(sample_id)
     if row.status != "succeeded":
         raise _trouble(row)
+    services.metrics.drawn(row.stats)
     if as_url:
         return ImagesRead.of(row, _linked(services, request, row))
     drawn = [(services.fresh.get(image["key"], image["sha256"]), image["seed"]) for image in _kept(row)]

@@ -30,6 +30,16 @@ def test_images_come_back_as_base64_with_their_seeds(service: Service, client: T
     assert (body["model"], body["stats"]["adapter_residency"]) == ("tiny-dit", "hot")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_images_cost_is_measured_where_it_is_answered(service: Service, client: TestClient, stream: bool) -> None:
+    assert _drawn(service, client, BODY | {"stream": stream}).status_code == 200
+    assert_problem(client.post("/v1/images/generations", json=BODY | {"timeout": 0.05}), 504, "deadline_exceeded")
+    told = service.open.get("/metrics").text
+    for part, seconds in (("queue", 0.03), ("compute", 0.2)):
+        assert f"difffit_image_{part}_seconds_count 1.0" in told
+        assert f"difffit_image_{part}_seconds_sum {seconds}" in told
+
+
 def test_images_come_back_as_urls_that_ask_for_the_key(service: Service, client: TestClient) -> None:
     body = _drawn(service, client, BODY | {"response_format": "url"}).json()
     url = body["data"][1]["url"]
