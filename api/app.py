@@ -88,6 +88,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         fresh=FreshObjects(state.settings.broker, store),
         rouser=state.rouser,
         watch=state.watch,
+        metrics=state.metrics,
     )
     threading.Thread(target=_warm, args=(state.catalog,), name="warm", daemon=True).start()
     try:

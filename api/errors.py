@@ -22,6 +22,8 @@ from core.tenants.service import Suspended, Unauthenticated
 log = structlog.get_logger()
 
 RETRY_SECONDS = 2
+PASSING = {"idempotency_in_flight": 1, "job_moving": 1, "file_not_validated": RETRY_SECONDS}
+"""Conflicts that pass by themselves, and the seconds after which to ask again; any other stands until somebody acts."""
 
 
 class Malformed(DomainError):
@@ -49,7 +51,7 @@ class PreconditionFailed(DomainError):
 
 
 class InFlight(Conflict):
-    """The one conflict that is worth a retry: the same request is under way."""
+    """The same request is under way."""
 
     code = "idempotency_in_flight"
 
@@ -191,8 +193,8 @@ def _headers_of(error: DomainError) -> dict[str, str]:
         return {"Retry-After": str(RETRY_SECONDS), "Location": error.location, "x-should-retry": "false"}
     if isinstance(error, Unavailable):
         return {"Retry-After": str(RETRY_SECONDS)}
-    if isinstance(error, InFlight):
-        return {"Retry-After": "1"}
+    if isinstance(error, Conflict) and error.code in PASSING:
+        return {"Retry-After": str(PASSING[error.code])}
     if isinstance(error, (Conflict, TimedOut)):
         return {"x-should-retry": "false"}
     return {}

@@ -9,6 +9,7 @@ import anyio
 from anyio import to_thread
 from sqlalchemy.exc import SQLAlchemyError
 
+from api.schemas.images import error_of, size_of
 from api.services import Services
 from core import nudges
 from core.clock import to_unix
@@ -66,7 +67,7 @@ def _look(services: Services, tenant_id: str, sample_id: str, shown: int) -> tup
         row = SampleRepository(session, tenant_id).get(sample_id)
     common = {
         "created_at": to_unix(row.created_at),
-        "size": f"{row.request['size']}x{row.request['size']}",
+        "size": size_of(row),
         "output_format": row.request["output_format"],
         "quality": "auto",
         "background": "opaque",
@@ -76,8 +77,8 @@ def _look(services: Services, tenant_id: str, sample_id: str, shown: int) -> tup
         events = [_partial(services, partial) | common for partial in new]
         return [event for event in events if event["b64_json"]], shown + len(new), False
     if row.status != "succeeded":
-        error = row.error or {"code": "cancelled", "message": "the request was cancelled", "param": None}
-        return [{"type": "error", "error": error}], shown, True
+        return [{"type": "error", "error": error_of(row)}], shown, True
+    services.metrics.drawn(row.stats)
     return [_completed(services, row, index) | common for index in range(len(row.images or []))], shown, True
 
 

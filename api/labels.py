@@ -36,7 +36,7 @@ async def asked_labels(request: Request) -> dict[str, str] | None:
             wants_none = True
         elif named := _NAMED.fullmatch(name):
             if named[1] in asked:
-                raise Invalid("metadata names a label twice: no job has two values of one", pointer="/metadata")
+                raise Invalid("metadata names a label twice: nothing has two values of one", pointer="/metadata")
             asked[named[1]] = value
         elif name.startswith("metadata"):
             raise Invalid("filter by metadata[name]=value, or by metadata=null", pointer="/metadata")

@@ -3,6 +3,7 @@
 import threading
 from dataclasses import dataclass
 
+from api.metrics import Metrics
 from api.watch import Watch
 from core.bases import Catalog
 from core.db.session import Database
@@ -49,3 +50,4 @@ class Services:
     fresh: FreshObjects
     rouser: Rouser
     watch: Watch
+    metrics: Metrics

@@ -11,7 +11,9 @@ from sqlalchemy.orm import Session
 
 from api.content import Stored, object_reply
 from api.deps import (
+    AfterParam,
     CatalogDep,
+    LimitParam,
     ReadSessionDep,
     ServicesDep,
     SessionDep,
@@ -24,8 +26,8 @@ from api.errors import StillDrawing, TimedOut
 from api.events import EVENT_STREAM
 from api.image_stream import give_up, image_stream
 from api.once import REPLAYED, Once, OnceDep
-from api.schemas.base import UNCHANGED, problems
-from api.schemas.images import GenerationRead, ImageCreate, ImageRead, ImagesRead
+from api.schemas.base import UNCHANGED, ListRead, problems
+from api.schemas.images import GenerationRead, ImageCreate, ImageRead, ImagesRead, error_of
 from api.services import Services
 from core import faults
 from core.adapters.repository import AdapterRepository
@@ -44,7 +46,7 @@ router = APIRouter(prefix="/v1/images/generations", tags=["images"])
 Outcome = Literal["ended", "gone", "late"]
 
 _GRACE_SECONDS = 1.0  # the worker says by itself what came too late
-_REFUSED = frozenset({"invalid", "unknown_class", "unknown_model", "adapter_incompatible", "image_not_finite"})
+_REFUSED = frozenset({"invalid", "unknown_class", "unknown_model", "image_not_finite"})
 
 
 @router.post(
@@ -84,7 +86,7 @@ async def create_image(
     keeps = once.key is not None
     if body.stream:
         stream = image_stream(services, caller.tenant_id, sample_id, keeps)
-        headers |= {"Location": location, "X-Accel-Buffering": "no", "Cache-Control": "no-store"}
+        headers |= {"Location": location, "X-Accel-Buffering": "no"}
         return StreamingResponse(stream, media_type=EVENT_STREAM, headers=headers)
     seconds = services.settings.image_wait_seconds
     if body.timeout is not None:
@@ -97,6 +99,20 @@ async def create_image(
     as_url = body.response_format == "url"
     images = await to_thread.run_sync(_images, services, request, caller.tenant_id, sample_id, as_url)
     return JSONResponse(images.model_dump(mode="json", exclude_none=False), headers=headers)
+
+
+@router.get("", responses=problems(404, 422), summary="List requests for images, newest first")
+def list_image_generations(
+    request: Request,
+    services: ServicesDep,
+    session: ReadSessionDep,
+    caller: TenantDep,
+    after: AfterParam = None,
+    limit: LimitParam = 20,
+) -> ListRead[GenerationRead]:
+    """So that one whose `Location` was lost is found again."""
+    page = SampleRepository(session, caller.tenant_id).list_newest(after, limit)
+    return ListRead[GenerationRead].of([_as_generation(services, request, row) for row in page.rows], page.has_more)
 
 
 @router.get("/{generation_id}", responses=problems(404), summary="A request for images and where they lie")
@@ -247,6 +263,7 @@ def _images(services: Services, request: Request, tenant_id: str, sample_id: str
         row = SampleRepository(session, tenant_id).get(sample_id)
     if row.status != "succeeded":
         raise _trouble(row)
+    services.metrics.drawn(row.stats)
     if as_url:
         return ImagesRead.of(row, _linked(services, request, row))
     drawn = [(services.fresh.get(image["key"], image["sha256"]), image["seed"]) for image in _kept(row)]
@@ -279,7 +296,7 @@ def _kept(row: Sample) -> list[dict[str, Any]]:
 
 def _trouble(row: Sample) -> DomainError:
     """Why nothing was drawn: the caller's doing is 4xx, a timeout 504, ours 503, or 500 where we know no better."""
-    error = row.error or {"code": "cancelled", "message": "the request was cancelled", "param": None}
+    error = error_of(row)
     code, message = error["code"], error["message"]
     if code in _REFUSED:
         return Invalid(message, code=code, pointer=f"/{error['param']}" if error.get("param") else None)

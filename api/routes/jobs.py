@@ -44,6 +44,7 @@ from core.jobs import service as jobs
 from core.jobs.queue import positions
 from core.jobs.repository import JobRepository
 from core.jobs.start import Start, from_adapter, from_checkpoint, is_checkpoint_name
+from core.jobs.states import Status
 from core.models import Checkpoint, Job
 from core.training.spec import POINTER
 
@@ -93,10 +94,11 @@ def list_jobs(
     session: ReadSessionDep,
     caller: TenantDep,
     labels: LabelsParam,
+    status: Annotated[Status | None, Query(description="Those in this state alone.")] = None,
     after: AfterParam = None,
     limit: LimitParam = 20,
 ) -> ListRead[JobRead]:
-    page = JobRepository(session, caller.tenant_id).list_newest(after, limit, labels)
+    page = JobRepository(session, caller.tenant_id).list_newest(after, limit, labels, status)
     return ListRead[JobRead].of(_read(session, caller.tenant_id, page.rows), page.has_more)
 
 

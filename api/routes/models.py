@@ -1,12 +1,12 @@
 """Models: the bases, and the tenant's own adapters by their model names."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from sqlalchemy.orm import Session
 
 from api.deps import CatalogDep, ReadSessionDep, SessionDep, TenantDep
+from api.routes.adapters import delete_unchanged
 from api.schemas.base import Deleted, ListRead, problems
 from api.schemas.models import ModelRead
-from core.adapters import service as adapters
 from core.adapters.repository import AdapterRepository
 from core.bases import Catalog
 from core.errors import Conflict, NotFound
@@ -29,11 +29,14 @@ def get_model(model_id: str, session: ReadSessionDep, caller: TenantDep, catalog
     return _tuned(catalog, _own(session, caller.tenant_id, model_id))
 
 
-@router.delete("/{model_id:path}", responses=problems(404, 409), summary="Delete a tuned model of your own")
-def delete_model(model_id: str, session: SessionDep, caller: TenantDep, catalog: CatalogDep) -> Deleted:
+@router.delete("/{model_id:path}", responses=problems(404, 409, 412), summary="Delete a tuned model of your own")
+def delete_model(
+    model_id: str, request: Request, session: SessionDep, caller: TenantDep, catalog: CatalogDep
+) -> Deleted:
+    """The same as deleting its adapter; `If-Match` names the adapter's `ETag`."""
     if model_id in catalog.names():
         raise Conflict("a base model belongs to the service and cannot be deleted", code="base_model")
-    adapters.delete_adapter(session, caller.tenant_id, _own(session, caller.tenant_id, model_id).id)
+    delete_unchanged(request, session, caller.tenant_id, _own(session, caller.tenant_id, model_id).id)
     return Deleted(id=model_id, object="model")
 
 

@@ -10,6 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
 from api.deps import ServicesDep
+from api.metrics import release
 from api.services import Services
 from core.db import migrate
 from core.errors import Unavailable
@@ -19,6 +20,7 @@ router = APIRouter(tags=["operations"])
 
 class Health(BaseModel):
     status: Literal["ok"] = "ok"
+    version: str
 
 
 class Check(BaseModel):
@@ -33,7 +35,7 @@ class Readiness(BaseModel):
 
 @router.get("/healthz", summary="Whether the process lives")
 def get_health() -> Health:
-    return Health()
+    return Health(version=release())
 
 
 @router.get(

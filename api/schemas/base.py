@@ -7,7 +7,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 Item = TypeVar("Item")
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
+    """Raises ValueError for what PostgreSQL or UTF-8 has no place for."""
     if "\x00" in text:
         raise ValueError("must not hold the character NUL")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
@@ -15,7 +16,7 @@ def _storable(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_storable)]
+Text = Annotated[str, AfterValidator(storable)]
 ModelName = Annotated[Text, Field(min_length=1, max_length=300)]
 """A base's, or a tuned model's `ft:…`; wherever one may be named, any of ours may."""
 

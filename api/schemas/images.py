@@ -144,7 +144,7 @@ class ImagesRead(BaseModel):
             created=to_unix(row.finished_at) or 0,
             data=data,
             output_format=row.request["output_format"],
-            size=_size(row),
+            size=size_of(row),
             id=row.id,
             model=row.model,
             stats=row.stats or {},
@@ -176,7 +176,7 @@ class GenerationRead(BaseModel):
                 "status": row.status,
                 "model": row.model,
                 "request": row.request,
-                "size": _size(row),
+                "size": size_of(row),
                 "data": data,
                 "stats": row.stats,
                 "error": row.error,
@@ -184,5 +184,11 @@ class GenerationRead(BaseModel):
         )
 
 
-def _size(row: Sample) -> str:
+def size_of(row: Sample) -> str:
+    """As OpenAI writes it."""
     return f"{row.request['size']}x{row.request['size']}"
+
+
+def error_of(row: Sample) -> dict[str, Any]:
+    """Of a request that ended without images; a cancel is nobody's fault and leaves none in the row."""
+    return row.error or {"code": "cancelled", "message": "the request was cancelled", "param": None}

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, field_validator, model_validator
 from typing_extensions import TypeAliasType
 
-from api.schemas.base import Body, ModelName, Text
+from api.schemas.base import Body, ModelName, Text, storable
 from api.schemas.hyperparameters import schema
 from core.clock import to_unix
 from core.jobs.states import Status
@@ -20,8 +20,9 @@ _MAX_ITEMS = 100
 def _plain(value: Any, depth: int = 0) -> Any:
     """A JSON value that every database can hold, of a size that a hyperparameter may have."""
     if isinstance(value, str):
-        if len(value) > _MAX_TEXT or "\x00" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise ValueError(f"texts must be at most {_MAX_TEXT} characters, without NUL and lone surrogates")
+        if len(value) > _MAX_TEXT:
+            raise ValueError(f"texts must be at most {_MAX_TEXT} characters")
+        storable(value)
     elif isinstance(value, int) and abs(value) >= _MAX_INT:
         raise ValueError("numbers must lie within 64 bits")
     elif isinstance(value, float) and not math.isfinite(value):
@@ -130,7 +131,8 @@ class MethodRead(BaseModel):
 class JobRead(BaseModel):
     """OpenAI's fine-tuning job. From `phase` on the fields are ours."""
 
-    PASSING: ClassVar = frozenset({"queue", "progress", "estimated_finish"})  # api.states
+    # api.states
+    PASSING: ClassVar = frozenset({"queue", "progress", "estimated_finish", "device_seconds", "numeric_path"})
 
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
@@ -161,6 +163,10 @@ class JobRead(BaseModel):
     base_fingerprint: str
     continued_from: ContinuedFrom | None
     evaluate: bool
+    device_seconds: float = Field(description="Of all its devices together, so far.")
+    numeric_path: dict[str, Any] | None = Field(
+        description="What its bits depend on, fixed as it begins: torch, device, threads, dtype, micro_batch, …"
+    )
 
     @classmethod
     def of(cls, row: Job, tuned_model: str | None, position: int | None) -> Self:
@@ -197,6 +203,8 @@ class JobRead(BaseModel):
                 "base_fingerprint": row.base_fingerprint,
                 "continued_from": row.start and {"type": row.start["kind"], "id": row.start["id"]},
                 "evaluate": row.evaluate,
+                "device_seconds": row.device_seconds,
+                "numeric_path": row.numeric_path,
             }
         )
 

@@ -1,9 +1,9 @@
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from core.clock import to_unix
-from core.diffusion.catalog import BaseSummary
+from core.diffusion.catalog import MAX_SIZE_FACTOR, BaseSummary, Prediction
 from core.models import Adapter
 
 
@@ -24,6 +24,11 @@ class ModelRead(BaseModel):
     adapter_id: str | None
     bytes: int | None
     sha256: str | None
+    conditioning: Literal["class", "text"] | None = Field(description="What the base draws by.")
+    prediction: Prediction | None = Field(description="What the base predicts; `euler` draws from a flow alone.")
+    layers: int | None = Field(description="Of the base: a job's `gamma_depth` lies within them.")
+    max_image_size: int | None = Field(description="The largest `image_size` of a job on the base.")
+    image_size_step: int | None = Field(description="A patch: an `image_size` is a multiple of it.")
 
     @classmethod
     def of_base(cls, base: BaseSummary, created: int) -> Self:
@@ -41,6 +46,7 @@ class ModelRead(BaseModel):
             adapter_id=None,
             bytes=None,
             sha256=None,
+            **_fits(base),
         )
 
     @classmethod
@@ -60,4 +66,16 @@ class ModelRead(BaseModel):
             adapter_id=row.id,
             bytes=row.bytes,
             sha256=row.sha256,
+            **_fits(base),
         )
+
+
+def _fits(base: BaseSummary | None) -> dict[str, Any]:
+    """What a job or an image on this base may ask for, so that nobody learns it from a refusal."""
+    return {
+        "conditioning": base and base.conditioning,
+        "prediction": base and base.prediction,
+        "layers": base and base.layers,
+        "max_image_size": base and MAX_SIZE_FACTOR * base.image_size,
+        "image_size_step": base and base.size_unit,
+    }

@@ -1,6 +1,9 @@
+from collections.abc import Mapping
+
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
+from core.db.labels import having
 from core.db.page import Page, newest_first
 from core.errors import NotFound
 from core.models import Adapter
@@ -21,7 +24,8 @@ class AdapterRepository:
 
     def lock(self, adapter_id: str) -> Adapter:
         """As `get`, and nobody else changes it before this transaction ends."""
-        found = self._session.scalar(self._own().where(Adapter.id == adapter_id).with_for_update())
+        query = self._own().where(Adapter.id == adapter_id).with_for_update()
+        found = self._session.scalar(query.execution_options(populate_existing=True))
         if found is None:
             raise NotFound(f"no adapter {adapter_id}")
         return found
@@ -30,10 +34,12 @@ class AdapterRepository:
         """By its model name `ft:…`."""
         return self._session.scalar(self._own().where(Adapter.model == model))
 
-    def list_newest(self, after: str | None, limit: int) -> Page[Adapter]:
+    def list_newest(self, after: str | None, limit: int, labels: Mapping[str, str] | None = None) -> Page[Adapter]:
+        """All, or those with these labels: an empty mapping asks for those that have none."""
         last = self.get(after, pointer="/after") if after else None
         key = (last.created_at, last.id) if last else None
-        return newest_first(self._session, self._own(), Adapter.created_at, Adapter.id, key, limit)
+        query = self._own() if labels is None else self._own().where(*having(self._session, Adapter.labels, labels))
+        return newest_first(self._session, query, Adapter.created_at, Adapter.id, key, limit)
 
     def list_all(self) -> list[Adapter]:
         return list(self._session.scalars(self._own().order_by(Adapter.created_at, Adapter.id)))

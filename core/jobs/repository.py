@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from core.db.labels import having
 from core.db.page import Page, newest_first
 from core.errors import NotFound
+from core.jobs.states import Status
 from core.models import Checkpoint, Job, JobEvent, JobMetric, Preview
 
 CHECKPOINT_NAME = re.compile(r"(?P<job>ftjob-[0-9a-z]+):ckpt-step-(?P<step>[0-9]{1,9})")
@@ -30,11 +31,14 @@ class JobRepository:
             raise NotFound(f"no fine-tuning job {job_id}", pointer=pointer)
         return found
 
-    def list_newest(self, after: str | None, limit: int, labels: Mapping[str, str] | None = None) -> Page[Job]:
-        """All, or those with these labels: an empty mapping asks for those that have none."""
+    def list_newest(
+        self, after: str | None, limit: int, labels: Mapping[str, str] | None = None, status: Status | None = None
+    ) -> Page[Job]:
+        """All, or those with these labels and in this state: an empty mapping asks for those that have no label."""
         last = self.get(after, pointer="/after") if after else None
         key = (last.created_at, last.id) if last else None
         query = self._own() if labels is None else self._own().where(*having(self._session, Job.labels, labels))
+        query = query if status is None else query.where(Job.status == status)
         return newest_first(self._session, query, Job.created_at, Job.id, key, limit)
 
     def list_events(self, job_id: str, before: int | None, limit: int) -> Page[JobEvent]:

@@ -1,6 +1,7 @@
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
+from core.db.page import Page, newest_first
 from core.errors import NotFound
 from core.models import Sample
 
@@ -12,9 +13,16 @@ class SampleRepository:
         self._session = session
         self._tenant_id = tenant_id
 
-    def get(self, sample_id: str) -> Sample:
-        own = select(Sample).where(Sample.tenant_id == self._tenant_id, Sample.id == sample_id)
-        found = self._session.scalar(own)
+    def get(self, sample_id: str, pointer: str | None = None) -> Sample:
+        found = self._session.scalar(self._own().where(Sample.id == sample_id))
         if found is None:
-            raise NotFound(f"no image generation {sample_id}")
+            raise NotFound(f"no image generation {sample_id}", pointer=pointer)
         return found
+
+    def list_newest(self, after: str | None, limit: int) -> Page[Sample]:
+        last = self.get(after, pointer="/after") if after else None
+        key = (last.created_at, last.id) if last else None
+        return newest_first(self._session, self._own(), Sample.created_at, Sample.id, key, limit)
+
+    def _own(self) -> Select[Sample]:
+        return select(Sample).where(Sample.tenant_id == self._tenant_id)

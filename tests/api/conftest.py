@@ -143,7 +143,8 @@ class Service:
             digest = hashlib.sha256(data).hexdigest()
             images.append({"key": key, "sha256": digest, "bytes": len(data), "seed": plan.spec.seed + index})
         with self.database.write() as session:
-            assert samples.finish(session, plan, images, {"adapter_residency": "hot", "batch_size": plan.spec.n})
+            stats = {"adapter_residency": "hot", "batch_size": plan.spec.n, "queue_ms": 30.0, "compute_ms": 200.0}
+            assert samples.finish(session, plan, images, stats)
 
     def objects(self) -> list[str]:
         return [info.key for info in self.store.list()]

@@ -2,7 +2,7 @@ import hashlib
 
 from fastapi.testclient import TestClient
 
-from tests.api.conftest import Owner, Service, assert_problem, unknown
+from tests.api.conftest import Owner, Service, assert_problem, job_body, unknown
 
 
 def test_an_adapter_is_shown_with_what_it_is_made_of(service: Service, owner: Owner, client: TestClient) -> None:
@@ -45,8 +45,25 @@ def test_metadata_is_replaced_unless_somebody_was_faster(service: Service, owner
     assert_problem(client.patch(path, json={"metadata": {}}, headers={"If-Match": old}), 412, "precondition_failed")
     told = client.patch(path, json={"metadata": {"stage": "live"}}, headers={"If-None-Match": "*"})
     assert (told.status_code, told.json()["metadata"]) == (200, {"stage": "live"}), "304 is for who reads"
-    assert_problem(client.delete(path, headers={"If-Match": old}), 412, "precondition_failed")
+    for name in (path, f"/v1/models/{adapter.model}"):
+        assert_problem(client.delete(name, headers={"If-Match": old}), 412, "precondition_failed")
     assert client.get(path).json()["metadata"] == {"stage": "live"}
+
+
+def test_adapters_are_listed_by_their_metadata(service: Service, owner: Owner, client: TestClient) -> None:
+    stranger = service.owner()
+    made = [service.trained(asker)[1].id for asker in (owner, owner, owner, stranger)]
+    for asker, adapter_id, stage in zip((client, client, stranger.client), (*made[:2], made[3]), "aba", strict=True):
+        asker.patch(f"/v1/adapters/{adapter_id}", json={"metadata": {"stage": stage, "team": "x"}})
+
+    def listed(**query: str) -> list[str]:
+        return [adapter["id"] for adapter in client.get("/v1/adapters", params=query).json()["data"]]
+
+    assert listed() == [made[2], made[1], made[0]]
+    assert listed(**{"metadata[stage]": "a"}) == [made[0]]
+    assert listed(**{"metadata[team]": "x"}) == [made[1], made[0]]
+    assert listed(**{"metadata[team]": "x", "after": made[1]}) == [made[0]]
+    assert listed(metadata="null") == [made[2]]
 
 
 def test_a_deleted_adapter_is_no_model_any_more(service: Service, owner: Owner, client: TestClient) -> None:
@@ -71,10 +88,24 @@ def test_models_are_the_bases_and_ones_own(service: Service, owner: Owner, clien
     assert service.owner().client.get("/v1/models").json()["data"] == [base]
 
 
+def test_a_model_says_what_a_job_on_its_base_may_ask_for(service: Service, owner: Owner, client: TestClient) -> None:
+    service.trained(owner)
+    base, tuned = client.get("/v1/models").json()["data"]
+    assert (base["conditioning"], base["prediction"]) == ("class", "epsilon")
+    assert (base["layers"], base["max_image_size"], base["image_size_step"]) == (4, 16, 2)
+    told = ("conditioning", "prediction", "layers", "max_image_size", "image_size_step")
+    assert [tuned[name] for name in told] == [base[name] for name in told]
+    file_id = service.dataset(owner).id
+    for size, status in ((16, 200), (18, 422), (15, 422)):
+        body = job_body(file_id, method={"type": "difffit", "difffit": {"hyperparameters": {"image_size": size}}})
+        assert client.post("/v1/fine_tuning/jobs", json=body).status_code == status
+
+
 def test_ones_own_model_can_be_deleted_and_a_base_cannot(service: Service, owner: Owner, client: TestClient) -> None:
     _, adapter = service.trained(owner)
     assert_problem(client.delete("/v1/models/tiny-dit"), 409, "base_model")
-    assert client.delete(f"/v1/models/{adapter.model}").json() == {
+    etag = client.get(f"/v1/adapters/{adapter.id}").headers["etag"]
+    assert client.delete(f"/v1/models/{adapter.model}", headers={"If-Match": etag}).json() == {
         "id": adapter.model,
         "object": "model",
         "deleted": True,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -17,12 +18,16 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from api.app import create_app
+from api.metrics import release
 from core import faults
+from core.clock import utc_now
+from core.datasets import service as datasets
 from core.db.session import Database
-from core.models import Job, OutboxMessage
+from core.models import Dataset, Job, OutboxMessage
 from core.settings import Settings
 from core.storage.base import StorageUnavailable
 from core.storage.local import LocalStore
+from tests import rows
 from tests.api.conftest import Owner, Service, assert_problem, job_body, upload
 
 REPOSITORY = Path(__file__).parents[2]
@@ -166,6 +171,37 @@ def test_metrics_count_requests_by_template_and_rows_by_status(service: Service,
     assert job_id not in told
 
 
+def test_metrics_say_how_long_the_oldest_has_waited_and_who_works(service: Service, owner: Owner) -> None:
+    job_id = owner.client.post("/v1/fine_tuning/jobs", json=job_body(service.dataset(owner).id)).json()["id"]
+    waiting = [service.dataset(owner, "uploaded").id for _ in range(2)]
+    long_ago = utc_now() - timedelta(hours=2)
+    with service.database.write() as session:
+        session.get_one(Dataset, waiting[0]).created_at = long_ago
+        session.get_one(Job, job_id).created_at = long_ago  # it has had slices since
+    told = measured(service)
+    assert told['difffit_queue_depth{queue="datasets"}'] == 2
+    assert 7200 <= told['difffit_queue_oldest_seconds{queue="datasets"}'] < 7300
+    assert 0 <= told['difffit_queue_oldest_seconds{queue="train"}'] < 100
+    assert (told['difffit_queue_oldest_seconds{queue="sample"}'], told['difffit_workers{queue="train"}']) == (0, 0)
+    with service.database.write() as session:
+        assert datasets.claim(session, rows.WORKER, rows.LEASE)
+        assert datasets.claim(session, rows.WORKER, rows.LEASE)
+        rows.claim_job(session, service.catalog)
+    told = measured(service)
+    assert (told['difffit_queue_depth{queue="datasets"}'], told['difffit_workers{queue="datasets"}']) == (0, 1)
+    assert told['difffit_workers{queue="train"}'] == 1
+    with service.database.write() as session:
+        rows.expire(session, Job, job_id)
+    assert measured(service)['difffit_workers{queue="train"}'] == 0
+    assert told[f'difffit_build_info{{version="{release()}"}}'] == 1
+
+
+def measured(service: Service) -> dict[str, float]:
+    """The samples of `/metrics` by their names and labels."""
+    lines = service.open.get("/metrics").text.splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
+
+
 def test_the_api_serves_without_torch(service_settings: Settings, sqlite_template: Path) -> None:
     """A process in which importing torch, diffusers or safetensors fails at once."""
     code = textwrap.dedent("""
@@ -200,7 +236,7 @@ def test_the_api_serves_without_torch(service_settings: Settings, sqlite_templat
                 break
             except httpx.TransportError:
                 time.sleep(0.1)
-        assert reply.json() == {"status": "ok"}
+        assert reply.json() == {"status": "ok", "version": release()}
         assert httpx.get(f"http://127.0.0.1:{port}/readyz").json()["checks"]["bases"]["status"] == "ok"
     finally:
         process.terminate()

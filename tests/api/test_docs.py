@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+from api.errors import PASSING, domain_problem
 from api.routes import ROUTERS
+from core.errors import Conflict
 from core.training.hyperparameters import NAMES
 
 REPOSITORY = Path(__file__).parents[2]
@@ -57,6 +59,17 @@ def test_every_error_code_is_listed_and_every_listed_one_exists() -> None:
     texts = [path.read_text() for source in SOURCES for path in REPOSITORY.glob(source)]
     known = {code for text in texts for code in re.findall(r"\bcode ?= ?\"([a-z_]+)\"", text)}
     assert listed == (known - NEVER_SENT) | FROM_WORKERS | SPELLED_OUT
+
+
+def test_the_conflicts_that_are_said_to_pass_are_those_that_may_be_tried_again() -> None:
+    rows = [row.split("|") for row in PAGE.split("## Error codes")[1].splitlines() if row.startswith("| 409 |")]
+    codes = {
+        code: "`Retry-After`" in told for _, _, named, told, _ in rows for code in re.findall(r"`([a-z_]+)`", named)
+    }
+    for code, passes in codes.items():
+        headers = domain_problem(Conflict("it is so", code=code), "/").headers
+        assert ("retry-after" in headers, "x-should-retry" in headers) == (passes, not passes), code
+    assert codes.keys() >= PASSING.keys()
 
 
 def test_every_hyperparameter_is_described() -> None:

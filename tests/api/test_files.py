@@ -82,7 +82,10 @@ def test_a_deleted_file_is_gone(client: TestClient) -> None:
 
 def test_the_report_is_shown_once_there_is_one(service: Service, owner: Owner, client: TestClient) -> None:
     waiting = service.dataset(owner, "uploaded")
-    assert_problem(client.get(f"/v1/files/{waiting.id}/report"), 409, "file_not_validated")
+    early = client.get(f"/v1/files/{waiting.id}/report")
+    assert_problem(early, 409, "file_not_validated")
+    assert int(early.headers["retry-after"]) > 0
+    assert "x-should-retry" not in early.headers
     client.delete(f"/v1/files/{waiting.id}")
     ready = service.dataset(owner)
     verdict = {"name": "a/0.png", "class": "a", "verdict": "accepted", "code": None, "detail": None}

@@ -109,13 +109,27 @@ def test_ids_in_bodies_and_cursors_of_another_tenant_are_unknown_too(service: Se
         ("fine_tuning/jobs", "job_id"),
         ("adapters", "adapter_id"),
         ("api_keys", "key_id"),
+        ("images/generations", "generation_id"),
+        ("evaluations", "evaluation_id"),
     ):
         assert_problem(stranger.get(f"/v1/{path}", params={"after": victim.ids[key]}), 404, "not_found", "/after")
 
 
 def test_lists_hold_nothing_of_another_tenant(service: Service, victim: Owner) -> None:
+    adapter = f"/v1/adapters/{victim.ids['adapter_id']}"
+    assert victim.client.patch(adapter, json={"metadata": {"stage": "live"}}).status_code == 200
     stranger = service.owner().client
-    for path in ("files", "fine_tuning/jobs", "adapters", "models", "api_keys"):
+    for path in (
+        "files",
+        "fine_tuning/jobs",
+        "fine_tuning/jobs?status=succeeded",
+        "adapters",
+        "adapters?metadata[stage]=live",
+        "models",
+        "images/generations",
+        "evaluations",
+        "api_keys",
+    ):
         reply = stranger.get(f"/v1/{path}")
         told = reply.text + str(reply.headers)
         assert not [value for key, value in victim.ids.items() if key != "index" and value in told]

@@ -30,6 +30,16 @@ def test_images_come_back_as_base64_with_their_seeds(service: Service, client: T
     assert (body["model"], body["stats"]["adapter_residency"]) == ("tiny-dit", "hot")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_images_cost_is_measured_where_it_is_answered(service: Service, client: TestClient, stream: bool) -> None:
+    assert _drawn(service, client, BODY | {"stream": stream}).status_code == 200
+    assert_problem(client.post("/v1/images/generations", json=BODY | {"timeout": 0.05}), 504, "deadline_exceeded")
+    told = service.open.get("/metrics").text
+    for part, seconds in (("queue", 0.03), ("compute", 0.2)):
+        assert f"difffit_image_{part}_seconds_count 1.0" in told
+        assert f"difffit_image_{part}_seconds_sum {seconds}" in told
+
+
 def test_images_come_back_as_urls_that_ask_for_the_key(service: Service, client: TestClient) -> None:
     body = _drawn(service, client, BODY | {"response_format": "url"}).json()
     url = body["data"][1]["url"]
@@ -50,6 +60,29 @@ def test_respond_async_answers_at_once(service: Service, client: TestClient) -> 
     done = client.get(location).json()
     assert (done["status"], [item["seed"] for item in done["data"]]) == ("succeeded", [5, 6])
     assert client.get(done["data"][0]["url"]).content == b"picture 5"
+
+
+def test_a_request_whose_location_was_lost_is_found_again(service: Service, client: TestClient) -> None:
+    def asked(by: TestClient) -> str:
+        made = by.post("/v1/images/generations", json=BODY, headers={"Prefer": "respond-async"})
+        return made.headers["location"]
+
+    drawn = asked(client)
+    service.draw()
+    waiting, _ = asked(client), asked(service.owner().client)
+    page = client.get("/v1/images/generations", params={"limit": 1}).json()
+    assert (page["data"], page["has_more"]) == ([client.get(waiting).json()], True)
+    rest = client.get("/v1/images/generations", params={"after": page["last_id"]}).json()
+    assert (rest["data"], rest["has_more"]) == ([client.get(drawn).json()], False)
+    assert client.get(rest["data"][0]["data"][1]["url"]).content == b"picture 6"
+
+
+def test_images_that_are_gone_hold_up_no_list(service: Service, client: TestClient) -> None:
+    body = _drawn(service, client, BODY).json()
+    with service.database.write() as session:
+        session.get_one(Sample, body["id"]).images = None
+    [listed] = client.get("/v1/images/generations").json()["data"]
+    assert (listed["id"], listed["status"], listed["data"]) == (body["id"], "succeeded", None)
 
 
 def test_a_request_that_takes_too_long_tells_where_to_look(service: Service, client: TestClient) -> None:
@@ -288,6 +321,7 @@ def test_a_stream_shows_partial_images_and_then_the_images(service: Service, cli
 
     reply = _during(client, BODY | {"n": 1, "stream": True, "partial_images": 2}, act)
     assert reply.headers["content-type"].startswith("text/event-stream")
+    assert reply.headers["cache-control"] == "private, no-store"
     events = _events(reply.text)
     # Partial images that nobody looked at before the end are left out: a reader wants the picture.
     assert {event["type"] for event in events[:-1]} <= {"image_generation.partial_image"}

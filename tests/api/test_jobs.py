@@ -145,6 +145,24 @@ def test_jobs_are_listed_by_their_metadata(service: Service, client: TestClient,
     assert labelled(client, **{"metadata[team]": "a", "after": first["last_id"]}) == ["1"]
 
 
+def test_jobs_are_listed_by_their_state(service: Service, client: TestClient, file_id: str) -> None:
+    stranger = service.owner()
+    assert stranger.client.post(JOBS, json=job_body(service.dataset(stranger).id)).status_code == 200
+    paths = []
+    for note in "1234":
+        job = client.post(JOBS, json=job_body(file_id, metadata={"note": note, "team": "ab"[note > "2"]})).json()
+        paths.append(f"{JOBS}/{job['id']}")
+    for path in paths[::2]:
+        client.post(f"{path}/pause")
+    assert labelled(client, status="queued") == ["4", "2"]
+    assert labelled(client, status="paused") == ["3", "1"]
+    assert labelled(client, **{"status": "paused", "metadata[team]": "a"}) == ["1"]
+    assert labelled(client, status="paused", limit="1", after=paths[3].rsplit("/", 1)[1]) == ["3"]
+    assert labelled(client, status="failed") == []
+    assert_problem(client.get(JOBS, params={"status": "done"}), 422, "invalid", "/status")
+
+
+@pytest.mark.parametrize("path", [JOBS, "/v1/adapters"])
 @pytest.mark.parametrize(
     "query",
     [
@@ -159,8 +177,8 @@ def test_jobs_are_listed_by_their_metadata(service: Service, client: TestClient,
         "&".join(f"metadata[{number}]=a" for number in range(17)),
     ],
 )
-def test_a_filter_that_cannot_be_meant_is_refused(client: TestClient, query: str) -> None:
-    assert_problem(client.get(f"{JOBS}?{query}"), 422, "invalid", "/metadata")
+def test_a_filter_that_cannot_be_meant_is_refused(client: TestClient, path: str, query: str) -> None:
+    assert_problem(client.get(f"{path}?{query}"), 422, "invalid", "/metadata")
 
 
 def test_what_a_job_leaves_behind_is_listed(service: Service, owner: Owner, client: TestClient) -> None:
@@ -177,6 +195,26 @@ def test_what_a_job_leaves_behind_is_listed(service: Service, owner: Owner, clie
     (preview,) = client.get(f"{path}/previews").json()["data"]
     picture = client.get(preview["url"])
     assert (picture.content, picture.headers["content-type"]) == (b"png", "image/png")
+
+
+def test_a_job_shows_how_its_numbers_come_about_and_what_it_cost(
+    service: Service, client: TestClient, file_id: str
+) -> None:
+    path = f"{JOBS}/{client.post(JOBS, json=job_body(file_id)).json()['id']}"
+    waiting = client.get(path).json()
+    assert (waiting["numeric_path"], waiting["device_seconds"]) == (None, 0)
+    with service.database.write() as session:
+        plan = rows.claim_job(session, service.catalog)
+        rows.report_step(session, plan, 1, seconds=0.5)
+    etag = client.get(path).headers["etag"]
+    numeric_path = {"torch": "2.9.1", "device": "cpu", "threads": 1, "dtype": "float32", "micro_batch": 8}
+    with service.database.write() as session:
+        assert attempts.fix_numeric_path(session, plan, numeric_path)
+        rows.report_step(session, plan, 2, seconds=1.0)
+    running = client.get(path).json()
+    assert (running["numeric_path"], running["device_seconds"]) == (numeric_path, 1.5)
+    decided = client.post(f"{path}/pause", headers={"If-Match": etag})
+    assert decided.status_code == 200, "neither is a state that a caller decides by"
 
 
 def test_events_come_newest_first_in_pages(service: Service, owner: Owner, client: TestClient) -> None:

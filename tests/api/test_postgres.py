@@ -47,6 +47,29 @@ def test_the_story_of_a_job(service: Service) -> None:
     assert 'difffit_jobs{status="succeeded"} 1.0' in service.open.get("/metrics").text
 
 
+def test_lists_and_gauges_ask_what_it_can_answer(service: Service) -> None:
+    owner = service.owner()
+    _, adapter = service.trained(owner)
+    owner.client.patch(f"/v1/adapters/{adapter.id}", json={"metadata": {"stage": "live"}})
+    drawing = {"json": {"model": "tiny-dit"}, "headers": {"Prefer": "respond-async"}}
+    asked = [owner.client.post("/v1/images/generations", **drawing).json()["id"] for _ in range(2)]
+    for path, found in (
+        ("adapters?metadata[stage]=live", [adapter.id]),
+        ("adapters?metadata=null", []),
+        ("fine_tuning/jobs?status=succeeded", [adapter.job_id]),
+        ("fine_tuning/jobs?status=queued", []),
+        ("images/generations", asked[::-1]),
+        (f"images/generations?after={asked[1]}", [asked[0]]),
+    ):
+        assert [item["id"] for item in owner.client.get(f"/v1/{path}").json()["data"]] == found, path
+    told = service.open.get("/metrics").text
+    assert 'difffit_queue_depth{queue="sample"} 2.0' in told
+    assert 'difffit_queue_oldest_seconds{queue="sample"} 0.0\n' not in told
+    assert 'difffit_workers{queue="train"} 0.0' in told
+    stale = owner.client.delete(f"/v1/models/{adapter.model}", headers={"If-Match": '"another"'})
+    assert_problem(stale, 412, "precondition_failed")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [

@@ -107,7 +107,16 @@ def test_what_is_no_object_is_refused(client: TestClient, body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/files", JOBS, "/v1/adapters", f"{JOBS}/x/events", f"{JOBS}/x/checkpoints", "/v1/api_keys"]
+    "path",
+    [
+        "/v1/files",
+        JOBS,
+        "/v1/adapters",
+        f"{JOBS}/x/events",
+        f"{JOBS}/x/checkpoints",
+        "/v1/images/generations",
+        "/v1/api_keys",
+    ],
 )
 @pytest.mark.parametrize("query", ["limit=0", "limit=-1", "limit=101", f"limit={10**20}", "limit=x", "after=%00"])
 def test_page_parameters_are_bounded(client: TestClient, path: str, query: str) -> None:
