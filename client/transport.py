@@ -113,7 +113,7 @@ class Transport:
             if response.is_success or (method == "DELETE" and response.status_code == 404 and may_be_done):
                 return response
             error = ApiError.from_response(response)
-            if last or not _is_passing(error, response, attempt):
+            if last or not _is_passing(error, response):
                 raise error
             may_be_done = may_be_done or error.status == 503  # the database may have gone away after the commit
             self.pause(attempt, error.retry_after)
@@ -203,11 +203,11 @@ def _was_sent(error: httpx.TransportError) -> bool:
     return not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
 
 
-def _is_passing(error: ApiError, response: httpx.Response, attempt: int) -> bool:
-    """429 and 503 pass; so does a 409 that says an earlier attempt of ours is still under way."""
+def _is_passing(error: ApiError, response: httpx.Response) -> bool:
+    """429 and 503 pass; so does a 409 that says when to ask again: an earlier attempt of ours is under way, say."""
     if response.headers.get("x-should-retry") == "false":
         return False
-    return error.is_passing or (error.status == 409 and attempt > 0 and "idempotency" in error.code)
+    return error.is_passing or (error.status == 409 and "retry-after" in response.headers)
 
 
 def _reason(error: httpx.TransportError) -> str:
