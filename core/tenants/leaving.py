@@ -1,9 +1,11 @@
 """A tenant that is locked out, or leaves: its work stops, and its bytes go."""
 
+from contextlib import suppress
+
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from core.db.session import now
+from core.db.session import Database, now
 from core.errors import Conflict
 from core.evaluations import service as evaluations
 from core.jobs import service as jobs
@@ -12,18 +14,25 @@ from core.models import Adapter, ApiKey, Checkpoint, Dataset, Evaluation, Idempo
 from core.samples import service as samples
 
 
-def suspend(session: Session, tenant: Tenant) -> None:
-    """Refuse its requests and cancel what it has under way; its data stays."""
-    tenant.status = "suspended"
-    # Locked, so that no request of its own is just adding work: those lock the same row.
-    session.execute(select(Tenant.id).where(Tenant.id == tenant.id).with_for_update())
-    own_jobs, own_samples, own_evaluations = _unfinished(session, tenant)
+def suspend(database: Database, tenant_id: str) -> None:
+    """Refuse its requests and cancel what it has under way; its data stays.
+
+    Several transactions: a worker locks its job and then the tenant, so no lock of the tenant may be held at a job.
+    Nothing is added once the first has committed: whoever adds something asks `admission`.
+    """
+    with database.write() as session:
+        session.execute(update(Tenant).where(Tenant.id == tenant_id).values(status="suspended"))
+    with database.read() as session:
+        own_jobs, own_samples, own_evaluations = _unfinished(session, session.get_one(Tenant, tenant_id))
     for job in own_jobs:
-        jobs.cancel_job(session, tenant.id, job.id)
+        with _unless_ended(), database.write() as session:
+            jobs.cancel_job(session, tenant_id, job.id)
     for sample in own_samples:
-        samples.cancel(session, sample)
+        with _unless_ended(), database.write() as session:
+            samples.cancel(session, session.get_one(Sample, sample.id))
     for evaluation in own_evaluations:
-        evaluations.cancel_evaluation(session, tenant.id, evaluation.id)
+        with _unless_ended(), database.write() as session:
+            evaluations.cancel_evaluation(session, tenant_id, evaluation.id)
 
 
 def remove(session: Session, tenant: Tenant) -> None:
@@ -44,6 +53,11 @@ def remove(session: Session, tenant: Tenant) -> None:
         session.execute(delete(table).where(table.tenant_id == tenant.id))
     session.execute(update(Sample).where(Sample.tenant_id == tenant.id).values(images=None, partials=[]))
     session.execute(update(Evaluation).where(Evaluation.tenant_id == tenant.id).values(partial_key=None))
+
+
+def _unless_ended() -> suppress:
+    """It came to its end by itself since we looked: that is as good."""
+    return suppress(Conflict)
 
 
 def _unfinished(session: Session, tenant: Tenant) -> tuple[list[Job], list[Sample], list[Evaluation]]:

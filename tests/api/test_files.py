@@ -20,6 +20,7 @@ from core import faults
 from core.models import Dataset, OutboxMessage
 from core.storage.base import StorageUnavailable
 from core.storage.local import LocalStore
+from core.tenants import leaving
 from tests.api.conftest import Owner, Service, archive, assert_problem, upload
 
 
@@ -228,6 +229,24 @@ def test_a_client_that_hangs_up_leaves_nothing(service: Service, owner: Owner) -
             connection.send(body[: int(len(body) * share)])
             connection.close()
         wait_until(lambda: _nothing_is_left(service))
+
+
+def test_an_upload_that_ends_after_its_tenant_was_suspended_leaves_nothing(service: Service, owner: Owner) -> None:
+    body = _form([PURPOSE, FILE])
+    with running(service) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.putrequest("POST", "/v1/files")
+        connection.putheader("Authorization", str(owner.client.headers["authorization"]))
+        connection.putheader("Content-Type", "multipart/form-data; boundary=xx")
+        connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body[:100])
+        wait_until(service.spooled)  # its key was looked at, its body is awaited
+        leaving.suspend(service.database, owner.tenant.id)
+        connection.send(body[100:])
+        reply = connection.getresponse()
+        assert (reply.status, json.loads(reply.read())["error"]["code"]) == (403, "tenant_suspended")
+        connection.close()
+        assert _nothing_is_left(service)
 
 
 def test_a_caller_without_a_key_is_told_before_its_body_is_read(service: Service) -> None:
