@@ -3,6 +3,7 @@ import http.client
 import io
 import json
 import os
+import subprocess
 import threading
 import time
 import zipfile
@@ -180,6 +181,24 @@ def test_a_store_that_is_away_leaves_no_row(
     assert_problem(reply, 503, "storage_unavailable")
     assert int(reply.headers["retry-after"]) > 0
     assert _nothing_is_left(service)
+
+
+@pytest.mark.parametrize("size", [1_000, 3_000_000], ids=["less than a buffer", "several batches"])
+def test_a_full_spool_is_said_and_leaves_nothing(service: Service, client: TestClient, size: int) -> None:
+    spool = service.settings.data_dir / "spool"
+    spool.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(spool)], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        (spool / "others").write_bytes(b"x" * 4096)
+        reply = upload(client, archive() + b"\0" * size)
+        assert_problem(reply, 503, "spool_unavailable")
+        assert int(reply.headers["retry-after"]) > 0
+        assert [path.name for path in service.spooled()] == ["others"]
+    finally:
+        subprocess.run(["umount", str(spool)], check=True)
+    assert _nothing_is_left(service)
+    assert upload(client).status_code == 200
 
 
 @pytest.mark.parametrize("point", ["body_staged", "before_commit"])
