@@ -282,6 +282,21 @@ def test_a_caller_without_a_key_is_told_before_its_body_is_read(service: Service
         connection.close()
 
 
+def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_read(service: Service, owner: Owner) -> None:
+    with running(service) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.putrequest("POST", "/v1/files")
+        connection.putheader("Authorization", str(owner.client.headers["authorization"]))
+        connection.putheader("Content-Type", "multipart/form-data; boundary=xx")
+        connection.putheader("Content-Length", str(600 * 1024**2))
+        connection.endheaders()
+        reply = connection.getresponse()  # not one byte of the 600 MiB has been sent
+        assert (reply.status, json.loads(reply.read())["error"]["code"]) == (413, "body_too_large")
+        assert reply.headers["connection"] == "close"
+        connection.close()
+    assert service.spooled() == []
+
+
 @contextmanager
 def running(service: Service, app: FastAPI | None = None) -> Iterator[int]:
     """Another API process's app on the same data, behind a real server on a port of its own."""
