@@ -223,17 +223,30 @@ def test_a_worker_that_reports_and_a_suspension_do_not_wait_for_each_other(
         assert attempts.standing(session, plan).cancel
 
 
-def test_work_that_ends_by_itself_stands_in_no_suspensions_way(database: Database, catalog: Catalog) -> None:
-    for _ in range(10):
+def test_a_job_that_ends_by_itself_stands_in_no_suspensions_way_nor_leaves_an_evaluation(
+    database: Database, catalog: Catalog
+) -> None:
+    with database.write() as session:
+        tenant = make_tenant(session)
+        dataset = make_dataset(session, tenant)
+        dataset.classes = [{"name": "a", "count": 200}, {"name": "b", "count": 200}]
+        make_job(session, tenant, catalog, dataset, evaluate=True)
+        plan = claim_job(session, catalog)
+    is_finishing = threading.Event()
+
+    def finish() -> bool:
         with database.write() as session:
-            tenant = make_tenant(session)
-            make_job(session, tenant, catalog)
-            plan = claim_job(session, catalog)
+            assert attempts.is_held(session, plan)
+            is_finishing.set()
+            time.sleep(0.3)  # the suspension is under way
+            return attempts.finish(session, plan, adapter_for(plan), {})
 
-        def finish(plan: attempts.Plan = plan) -> bool:
-            with database.write() as session:
-                return attempts.finish(session, plan, adapter_for(plan), {})
+    def suspend() -> None:
+        is_finishing.wait(30)
+        leaving.suspend(database, tenant.id)
 
-        race(finish, partial(leaving.suspend, database, tenant.id))
-        with database.read() as session:
-            assert session.get_one(Tenant, tenant.id).status == "suspended"
+    assert race(finish, suspend)[0]
+    with database.read() as session:
+        assert session.get_one(Tenant, tenant.id).status == "suspended"
+        assert session.get_one(Job, plan.job_id).status == "succeeded"
+        assert [row.status for row in session.scalars(select(Evaluation))] == ["cancelled"]
