@@ -11,10 +11,11 @@ from fastapi import FastAPI, Request
 from fastapi import HTTPException as RouteException
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import ProgrammingError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from core.db.session import DATABASE_AWAY
+from core.db.session import DATABASE_AWAY, is_not_migrated
 from core.errors import Conflict, DomainError, Invalid, NotFound, OverQuota, Unavailable, param_of
 from core.storage.base import ObjectMissing
 from core.tenants.service import Suspended, Unauthenticated
@@ -170,6 +171,12 @@ def add_error_handlers(app: FastAPI) -> None:
     async def _database(request: Request, error: Exception) -> Response:
         log.warning("database.unavailable", error=type(error).__name__)
         return unavailable(request.url.path)
+
+    @app.exception_handler(ProgrammingError)
+    async def _schema(request: Request, error: ProgrammingError) -> Response:
+        if not is_not_migrated(error):
+            raise error
+        return await _database(request, error)
 
     for kind in DATABASE_AWAY:
         app.add_exception_handler(kind, _database)

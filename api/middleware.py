@@ -43,6 +43,7 @@ DOCS_ASSETS = "/docs/assets"
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/oauth2-redirect"}) | {
     f"{DOCS_ASSETS}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 }
+MAX_HEADERS = 32 * 1024  # the server's own limit of 64 KiB holds only for what comes in several pieces
 UPLOAD_PATH = "/v1/files"
 UPLOAD_SLACK = 64 * 1024  # what multipart adds to a file
 
@@ -172,6 +173,8 @@ class Limits:
 
     def _check(self, scope: Scope, cap: int) -> None:
         headers = Headers(scope=scope)
+        if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADERS:
+            raise Malformed(f"the headers are larger than {MAX_HEADERS} bytes together")
         if "\x00" in scope["path"]:
             raise NotFound("no such path", code="route_not_found")
         if "%00" in scope["query_string"].decode("latin-1"):

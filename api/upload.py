@@ -6,8 +6,9 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from anyio import to_thread
 from python_multipart.exceptions import MultipartParseError
@@ -60,21 +61,23 @@ async def received(request: Request, spool: Path, max_bytes: int, known: frozens
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path) -> Iterator[FileIO]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = path.open("xb")
+        # Unbuffered: what a full disk did not take would be written once more at the close, and fail there.
+        file = path.open("xb", buffering=0)
     except OSError as error:
         raise _no_room(error) from error
     with file:
         yield file
 
 
-def _write(file: IO[bytes], data: bytes, digest: Any) -> None:
+def _write(file: FileIO, data: bytes, digest: Any) -> None:
     digest.update(data)
+    left = memoryview(data)
     try:
-        file.write(data)
-        file.flush()
+        while left:
+            left = left[file.write(left) :]
     except OSError as error:
         raise _no_room(error) from error
 

@@ -18,6 +18,7 @@ from core.jobs import service as jobs
 from core.jobs.states import UNFINISHED
 from core.models import Dataset, Job
 from core.storage import keys
+from core.tenants.admission import admit
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ def new_dataset_id(tenant_id: str) -> tuple[str, str]:
 def create_dataset(
     session: Session, tenant_id: str, dataset_id: str, *, filename: str, purpose: str, size: int, sha256: str
 ) -> Dataset:
-    """Record an archive whose bytes are in the store, and ask for its validation."""
+    """Record an archive whose bytes are in the store, and ask for its validation. Raises Suspended."""
+    admit(session, tenant_id)
     dataset = Dataset(
         id=dataset_id,
         tenant_id=tenant_id,

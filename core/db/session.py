@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, text
-from sqlalchemy.exc import InterfaceError, InvalidatePoolError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql.dml import Update
@@ -22,6 +22,7 @@ from core.clock import utc_now
 DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeout)
 """What SQLAlchemy raises for a database that does not answer, is locked for too long, or has no connection left."""
 
+_UNDEFINED = frozenset({"42P01", "42703"})  # a table, a column
 _BEGIN = "sqlite_begin"
 _IDLE_SINCE = "idle_since"
 _PING_AFTER_SECONDS = 1.0
@@ -66,6 +67,11 @@ def now(session: Session) -> datetime:
 def clock(session: Session) -> Any:
     """`now`, for use within a statement: PostgreSQL then reads it there, without a round trip of its own."""
     return func.clock_timestamp() if session.get_bind().dialect.name == "postgresql" else utc_now()
+
+
+def is_not_migrated(error: DBAPIError) -> bool:
+    """Whether PostgreSQL knows a table or a column of ours not yet. SQLite's error for it is of DATABASE_AWAY."""
+    return getattr(error.orig, "sqlstate", None) in _UNDEFINED
 
 
 def _engine(url: str, wait_seconds: float) -> Engine:

@@ -20,6 +20,7 @@ from core.evaluations.repository import EvaluationRepository
 from core.evaluations.spec import EvaluationSpec, resolve
 from core.models import Adapter, Dataset, Evaluation, Job, Tenant
 from core.samples.spec import SampleSpec
+from core.tenants.admission import admit
 
 UNFINISHED = ("queued", "running")
 
@@ -52,12 +53,11 @@ def create_evaluation(
     spec: EvaluationSpec,
     max_queued: int | None = None,
 ) -> Evaluation:
-    """Queue it. Raises OverQuota, Invalid."""
+    """Queue it. Raises OverQuota, Invalid, Suspended."""
     if adapter is None and not base.num_classes:
         raise Invalid(f"{base.name} has no classes to draw: name a tuned model", pointer="/model")
+    admit(session, tenant_id)
     if max_queued is not None:
-        # Locked, so that two requests at once cannot both be the last that fits.
-        session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True))
         mine = (Evaluation.tenant_id == tenant_id, Evaluation.status.in_(UNFINISHED))
         waiting = session.scalar(select(func.count()).select_from(Evaluation).where(*mine)) or 0
         if waiting >= max_queued:

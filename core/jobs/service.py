@@ -15,6 +15,7 @@ from core.jobs.repository import JobRepository
 from core.jobs.start import Start
 from core.jobs.states import TERMINAL, UNFINISHED, Status, move
 from core.models import Dataset, Job, Tenant
+from core.tenants.admission import admit
 from core.training.hyperparameters import MAX_DEVICES
 from core.training.spec import MAX_STEPS, TrainSpec, resolve
 
@@ -35,7 +36,10 @@ def create_job(
     max_steps: int = MAX_STEPS,
     max_devices: int = MAX_DEVICES,
 ) -> Job:
-    """Queue a fine-tune on one of the tenant's own datasets. Raises NotFound, Conflict, Invalid or OverQuota."""
+    """Queue a fine-tune on one of the tenant's own datasets.
+
+    Raises NotFound, Conflict, Invalid, OverQuota or Suspended.
+    """
     if start is not None:
         start.require_base(base)
         hyperparameters = start.hyperparameters(hyperparameters)
@@ -166,8 +170,7 @@ def _admit(session: Session, tenant_id: str, max_queued: int) -> None:
 
     Else a tenant that slept for a week would own the device until it had caught up (start-time fair queueing).
     """
-    # Locked, so that two requests at once cannot both be the last that fits.
-    session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True))
+    admit(session, tenant_id)
     unfinished = select(func.count()).select_from(Job).where(Job.tenant_id == tenant_id, Job.status.in_(UNFINISHED))
     count = session.scalar(unfinished) or 0
     if count >= max_queued:

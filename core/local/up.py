@@ -21,7 +21,7 @@ from core.db.migrate import upgrade
 from core.db.session import Database
 from core.errors import DomainError
 from core.local.bootstrap import bootstrap, key_file
-from core.local.broker import start_broker
+from core.local.broker import await_broker, broker_command
 from core.local.checks import CannotStart, check_bases, check_folder, check_port, lock_folder
 from core.parent import die_with_parent
 from core.settings import Settings, get_settings
@@ -67,9 +67,22 @@ class Child:
             self.not_before = 0.0
             self.start()
 
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def signal(self, number: int) -> None:
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, number) if number == signal.SIGKILL else self.process.send_signal(number)
+
+    def end(self, seconds: float) -> None:
+        """Wait for what was told to stop, and kill it where it takes too long."""
+        if self.process is None:
+            return
+        try:
+            self.process.wait(max(0.1, seconds))
+        except subprocess.TimeoutExpired:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
 
 
 class Service:
@@ -77,7 +90,7 @@ class Service:
         self._settings = settings
         self._folder = settings.data_dir.absolute()
         self._children: list[Child] = []
-        self._broker: subprocess.Popen[bytes] | None = None
+        self._broker: Child | None = None
         self._lock: IO[str] | None = None
         self._stopping = threading.Event()
 
@@ -93,7 +106,7 @@ class Service:
         try:
             self._start()
             while not self._stopping.wait(0.2):
-                for child in self._children:
+                for child in self._tended():
                     child.tend(_say)
         finally:
             self._stop()
@@ -109,7 +122,10 @@ class Service:
         finally:
             database.close()
         if settings.broker_url is None:
-            self._broker = start_broker(settings.broker_socket, self._folder / "broker", logs / "broker.log")
+            command = broker_command(settings.broker_socket, self._folder / "broker")
+            self._broker = Child("broker", command, logs / "broker.log", dict(os.environ))
+            self._broker.start()
+            await_broker(settings.broker_socket, self._broker.is_running, self._broker.log)
         self._children = [
             self._child("api", *_API, *self._address()),
             self._child("upkeep", "worker.upkeep"),
@@ -126,6 +142,9 @@ class Service:
             _say(f"made the tenant 'default' and its API key: {made}")
         elif key_file(self._folder).exists():
             _say(f"API key: {key_file(self._folder)}")
+
+    def _tended(self) -> list[Child]:
+        return [*self._children, self._broker] if self._broker else self._children
 
     def _child(self, name: str, module: str, *words: str) -> Child:
         threads = str(self._settings.threads)
@@ -170,20 +189,10 @@ class Service:
             child.signal(signal.SIGTERM)
         deadline = time.monotonic() + _STOP_SECONDS
         for child in self._children:
-            if child.process is None:
-                continue
-            try:
-                child.process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                child.signal(signal.SIGKILL)
-                child.process.wait()
+            child.end(deadline - time.monotonic())
         if self._broker is not None:
-            self._broker.terminate()
-            try:
-                self._broker.wait(5)
-            except subprocess.TimeoutExpired:
-                self._broker.kill()
-                self._broker.wait()
+            self._broker.signal(signal.SIGTERM)
+            self._broker.end(5)
         _say("stopped")
 
 

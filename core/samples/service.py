@@ -15,8 +15,9 @@ from core.bases import Catalog
 from core.db.session import clock, now, wrote
 from core.diffusion.catalog import BaseSummary
 from core.errors import Conflict, OverQuota, Unavailable
-from core.models import Adapter, Sample, Tenant
+from core.models import Adapter, Sample
 from core.samples.spec import SampleSpec
+from core.tenants.admission import admit
 
 UNFINISHED = ("queued", "running")
 _UNREADABLE = (
@@ -62,9 +63,11 @@ def create_sample(
     max_queued: int,
     max_waiting: int | None = None,
 ) -> Sample:
-    """Queue a request; `max_queued` bounds the tenant's, `max_waiting` everybody's. Raises OverQuota, QueueFull."""
-    # Locked, so that two requests at once cannot both be the last that fits.
-    session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True))
+    """Queue a request; `max_queued` bounds the tenant's, `max_waiting` everybody's.
+
+    Raises OverQuota, QueueFull, Suspended.
+    """
+    admit(session, tenant_id)
     queued, mine = session.execute(
         select(
             func.count().filter(Sample.status == "queued"), func.count().filter(Sample.tenant_id == tenant_id)

@@ -26,9 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("give a tenant's name, or --list alone")
     database = Database(get_settings().database)
     try:
-        if asked.delete:  # by itself: it stands, whatever is still in the way of the rest
-            with database.write() as session:
-                leaving.suspend(session, tenants.find_tenant(session, asked.name))
+        if asked.suspend or asked.delete:  # by itself: it stands, whatever is still in the way of the rest
+            with database.read() as session:
+                tenant_id = tenants.find_tenant(session, asked.name).id
+            leaving.suspend(database, tenant_id)
         with database.write() as session:
             printed = _do(session, asked)
     except DomainError as error:
@@ -49,7 +50,6 @@ def _do(session: Session, asked: argparse.Namespace) -> str:
     is_new = not (asked.new_key or asked.suspend or asked.resume or asked.delete)
     tenant = tenants.create_tenant(session, asked.name) if is_new else tenants.find_tenant(session, asked.name)
     if asked.suspend:
-        leaving.suspend(session, tenant)
         return f"{tenant.name} is suspended\n"
     if asked.resume:
         tenant.status = "active"

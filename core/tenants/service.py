@@ -25,6 +25,9 @@ class Unauthenticated(DomainError):
 class Suspended(DomainError):
     code = "tenant_suspended"
 
+    def __init__(self) -> None:
+        super().__init__("this tenant is suspended: ask the operator")
+
 
 @dataclass(frozen=True)
 class NewKey:
@@ -81,7 +84,7 @@ def authenticate(session: Session, secret: str) -> Tenant:
     if found is None:
         raise Unauthenticated("the API key is unknown or revoked: send 'Authorization: Bearer dfk_…' with a live key")
     if found.status != "active":
-        raise Suspended("this tenant is suspended: ask the operator")
+        raise Suspended
     return found
 
 

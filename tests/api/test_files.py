@@ -3,6 +3,7 @@ import http.client
 import io
 import json
 import os
+import subprocess
 import threading
 import time
 import zipfile
@@ -20,6 +21,7 @@ from core import faults
 from core.models import Dataset, OutboxMessage
 from core.storage.base import StorageUnavailable
 from core.storage.local import LocalStore
+from core.tenants import leaving
 from tests.api.conftest import Owner, Service, archive, assert_problem, upload
 
 
@@ -184,6 +186,24 @@ def test_a_store_that_is_away_leaves_no_row(
     assert _nothing_is_left(service)
 
 
+@pytest.mark.parametrize("size", [1_000, 3_000_000], ids=["less than a buffer", "several batches"])
+def test_a_full_spool_is_said_and_leaves_nothing(service: Service, client: TestClient, size: int) -> None:
+    spool = service.settings.data_dir / "spool"
+    spool.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(spool)], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        (spool / "others").write_bytes(b"x" * 4096)
+        reply = upload(client, archive() + b"\0" * size)
+        assert_problem(reply, 503, "spool_unavailable")
+        assert int(reply.headers["retry-after"]) > 0
+        assert [path.name for path in service.spooled()] == ["others"]
+    finally:
+        subprocess.run(["umount", str(spool)], check=True)
+    assert _nothing_is_left(service)
+    assert upload(client).status_code == 200
+
+
 @pytest.mark.parametrize("point", ["body_staged", "before_commit"])
 def test_an_upload_that_dies_before_its_commit_leaves_nothing(
     service: Service, client: TestClient, monkeypatch: pytest.MonkeyPatch, point: str
@@ -233,6 +253,24 @@ def test_a_client_that_hangs_up_leaves_nothing(service: Service, owner: Owner) -
         wait_until(lambda: _nothing_is_left(service))
 
 
+def test_an_upload_that_ends_after_its_tenant_was_suspended_leaves_nothing(service: Service, owner: Owner) -> None:
+    body = _form([PURPOSE, FILE])
+    with running(service) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.putrequest("POST", "/v1/files")
+        connection.putheader("Authorization", str(owner.client.headers["authorization"]))
+        connection.putheader("Content-Type", "multipart/form-data; boundary=xx")
+        connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body[:100])
+        wait_until(service.spooled)  # its key was looked at, its body is awaited
+        leaving.suspend(service.database, owner.tenant.id)
+        connection.send(body[100:])
+        reply = connection.getresponse()
+        assert (reply.status, json.loads(reply.read())["error"]["code"]) == (403, "tenant_suspended")
+        connection.close()
+        assert _nothing_is_left(service)
+
+
 def test_a_caller_without_a_key_is_told_before_its_body_is_read(service: Service) -> None:
     with running(service) as port:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
@@ -245,6 +283,21 @@ def test_a_caller_without_a_key_is_told_before_its_body_is_read(service: Service
         assert reply.headers["content-type"] == "application/problem+json"
         assert reply.headers["connection"] == "close"
         connection.close()
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_read(service: Service, owner: Owner) -> None:
+    with running(service) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.putrequest("POST", "/v1/files")
+        connection.putheader("Authorization", str(owner.client.headers["authorization"]))
+        connection.putheader("Content-Type", "multipart/form-data; boundary=xx")
+        connection.putheader("Content-Length", str(600 * 1024**2))
+        connection.endheaders()
+        reply = connection.getresponse()  # not one byte of the 600 MiB has been sent
+        assert (reply.status, json.loads(reply.read())["error"]["code"]) == (413, "body_too_large")
+        assert reply.headers["connection"] == "close"
+        connection.close()
+    assert service.spooled() == []
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from sqlalchemy import select, text
 
 from api.app import create_app
+from core.adapters.repository import AdapterRepository
 from core.bases import Catalog
 from core.db.session import Database
 from core.models import Job
@@ -132,6 +133,35 @@ def test_an_upload_under_one_key_by_many_is_one_file(service: Service, tmp_path:
     assert len({reply.json()["id"] for reply in replies}) == 1
     assert len(service.objects()) == 1
     assert service.spooled() == []
+
+
+def test_a_schema_that_is_not_migrated_yet_is_unavailable_and_not_an_error(service: Service) -> None:
+    """The new release's API beside the old schema: while /readyz refuses, so do the routes."""
+    owner = service.owner()
+    file_id = service.dataset(owner).id
+    with service.database.write() as session:
+        session.execute(text("DELETE FROM alembic_version"))
+        session.execute(text("ALTER TABLE jobs DROP COLUMN phase"))
+        session.execute(text("DROP TABLE evaluations"))
+    assert service.open.get("/readyz").json()["checks"]["schema"]["status"] == "failed"
+    for reply in (
+        owner.client.get("/v1/fine_tuning/jobs"),
+        owner.client.post("/v1/fine_tuning/jobs", json=job_body(file_id)),
+        owner.client.get("/v1/evaluations"),
+        owner.client.delete(f"/v1/files/{file_id}"),
+    ):
+        assert_problem(reply, 503, "database_unavailable")
+        assert int(reply.headers["retry-after"]) > 0
+    assert owner.client.get("/v1/files").status_code == 200
+    assert service.open.get("/metrics").status_code == 200
+
+
+def test_a_statement_that_is_wrong_is_our_fault(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    def list_newest(repository: AdapterRepository, *_: object) -> None:
+        repository._session.execute(text("SELEC 1"))
+
+    monkeypatch.setattr(AdapterRepository, "list_newest", list_newest)
+    assert_problem(service.owner().client.get("/v1/adapters"), 500, "internal_error")
 
 
 @pytest.mark.parametrize("table", ["tenants", "jobs"])

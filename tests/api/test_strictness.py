@@ -219,6 +219,15 @@ def test_a_body_that_stops_is_cut(service: Service) -> None:
 # --- Idempotency-Key -------------------------------------------------------------------------------------------------
 
 
+def test_the_same_request_without_a_key_happens_as_often_as_it_is_sent(
+    service: Service, client: TestClient, file_id: str
+) -> None:
+    made = {send(client, job_body(file_id, seed=1)).json()["id"] for _ in range(2)}
+    with service.database.read() as session:
+        assert set(session.scalars(select(Job.id))) == made
+    assert len(made) == 2
+
+
 def test_the_same_request_under_one_key_happens_once(service: Service, client: TestClient, file_id: str) -> None:
     first = send(client, job_body(file_id), **{"Idempotency-Key": "k1"})
     again = send(client, job_body(file_id), **{"Idempotency-Key": "k1"})

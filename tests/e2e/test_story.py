@@ -199,6 +199,27 @@ def test_a_killed_supervisor_leaves_no_process_behind(tmp_path: Path, tiny_base:
         wait_for(lambda: [pid for pid in children if _is_alive(pid)], lambda alive: alive == [], seconds=20)
 
 
+def test_a_killed_broker_comes_back_and_what_is_asked_meanwhile_is_done(tmp_path: Path, tiny_base: Path) -> None:
+    with running(tmp_path / "data", tiny_base) as service, service.client() as client:
+        for _ in range(2):
+            killed = _broker_process(service)
+            os.kill(killed, signal.SIGKILL)
+            wait_for(lambda killed=killed: _is_alive(killed), lambda alive: not alive)
+            file = push(client, shapes_zip())
+            done = ended(client, train(client, MODEL, file["id"], steps=STEPS, batch_size=4)["id"])
+            assert done["status"] == "succeeded", done
+        children = service.children()
+        assert _broker_process(service) in children
+        assert "broker ended with -9; starting it again" in service.stop()
+        assert [pid for pid in children if _is_alive(pid)] == []
+
+
+def _broker_process(service: RunningService) -> int:
+    """Valkey shows the socket that it listens on as its command line."""
+    [broker] = [pid for pid in service.children() if b"valkey.sock" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return broker
+
+
 def _device_process(service: RunningService) -> int:
     """The child of the device worker that holds the base: the largest process of the service."""
     return max(service.children(), key=_resident)

@@ -9,6 +9,7 @@ from core.jobs import attempts, upkeep
 from core.jobs import service as jobs
 from core.models import Checkpoint, Job
 from tests.jobs.held import job_of, messages_of, start, taken_over
+from tests.races import race
 from tests.rows import (
     LEASE,
     claim_job,
@@ -79,3 +80,17 @@ def test_old_checkpoints_never_hold_the_one_that_a_resume_needs(database: Databa
         session.get_one(Job, plan.job_id).checkpoint_id = oldest.id
     with database.read() as session:
         assert sorted(row.step for row in upkeep.old_checkpoints(session, keep=2)) == [2, 3]
+
+
+def test_three_sweeps_at_once_count_one_crash(database: Database, catalog: Catalog) -> None:
+    plan = start(database, catalog)
+    with database.write() as session:
+        expire(session, Job, plan.job_id)
+
+    def sweep() -> None:
+        with database.write() as session:
+            upkeep.sweep(session, 3)
+
+    race(sweep, sweep, sweep)
+    job = job_of(database, plan.job_id)
+    assert (job.status, job.crashes, job.attempt) == ("queued", 1, 1)

@@ -1,24 +1,57 @@
 """A tenant that is suspended or deleted: its work ends, its bytes go, and nobody else notices."""
 
 import itertools
+import threading
+import time
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core import retention
 from core.bases import Catalog
 from core.db.session import Database
-from core.errors import Conflict
+from core.errors import Conflict, NotFound
+from core.evaluations import service as evaluations
+from core.evaluations.spec import EvaluationSpec
 from core.jobs import attempts
-from core.models import Adapter, Dataset, Job, Sample, Tenant
+from core.models import Adapter, Dataset, Evaluation, Job, Sample, Tenant
 from core.samples import service as samples
 from core.storage import keys
 from core.storage.local import LocalStore
 from core.tenants import leaving
 from core.tenants import service as tenants
-from tests.rows import adapter_for, claim_job, make_checkpoint, make_job, make_sample, make_tenant
+from tests.races import race
+from tests.rows import (
+    adapter_for,
+    base_of,
+    claim_job,
+    make_checkpoint,
+    make_dataset,
+    make_job,
+    make_sample,
+    make_tenant,
+    report_step,
+)
+
+Addition = Callable[[Session, Tenant, Catalog, Dataset], object]
+
+
+def _evaluate(session: Session, tenant: Tenant, catalog: Catalog, dataset: Dataset) -> Evaluation:
+    spec = EvaluationSpec("all", 0, 8, 8, 4, "ddim", "none", 1.0, 0, False)
+    return evaluations.create_evaluation(session, tenant.id, base_of(catalog), None, dataset, spec)
+
+
+ADDITIONS: dict[str, Addition] = {
+    "upload": lambda session, tenant, _catalog, _dataset: make_dataset(session, tenant, "uploaded"),
+    "job": make_job,
+    "image": lambda session, tenant, catalog, _dataset: make_sample(session, tenant, catalog),
+    "evaluation": _evaluate,
+}
 
 
 def test_its_work_ends_and_others_go_on(database: Database, catalog: Catalog) -> None:
@@ -30,8 +63,7 @@ def test_its_work_ends_and_others_go_on(database: Database, catalog: Catalog) ->
         asked = make_sample(session, leaver, catalog)
         others = (make_job(session, other, catalog), make_sample(session, other, catalog))
         secret = tenants.create_key(session, leaver.id, "k").secret
-    with database.write() as session:
-        leaving.suspend(session, session.get_one(Tenant, leaver.id))
+    leaving.suspend(database, leaver.id)
     with database.write() as session:
         with pytest.raises(tenants.Suspended):
             tenants.authenticate(session, secret)
@@ -55,10 +87,9 @@ def test_all_its_bytes_go_and_no_others(database: Database, catalog: Catalog, tm
         named = [_everything(session, tenant, catalog) for tenant in both]
     for key in named[0] + named[1]:
         store.put(key, b"bytes")
+    leaving.suspend(database, both[0].id)
     with database.write() as session:
-        leaver = session.get_one(Tenant, both[0].id)
-        leaving.suspend(session, leaver)
-        leaving.remove(session, leaver)
+        leaving.remove(session, session.get_one(Tenant, both[0].id))
     assert _kept(database, store) == set(named[1])
 
 
@@ -107,3 +138,115 @@ def test_what_an_accepted_request_draws_with_outlives_its_adapter(
     with database.write() as session:
         samples.cancel(session, session.get_one(Sample, sample.id))
     assert _kept(database, store) == set()
+
+
+@pytest.mark.parametrize("addition", ADDITIONS.values(), ids=ADDITIONS.keys())
+def test_a_request_that_passed_before_the_suspension_adds_nothing_after_it(
+    database: Database, catalog: Catalog, addition: Addition
+) -> None:
+    """It was let in by its key, and its body or a lock took it longer than the operator."""
+    with database.write() as session:
+        tenant = make_tenant(session)
+        dataset = make_dataset(session, tenant)
+    is_suspended = threading.Event()
+
+    def suspend() -> None:
+        with database.write() as session:
+            session.get_one(Tenant, tenant.id).status = "suspended"
+            session.flush()
+            is_suspended.set()
+            time.sleep(0.2)  # the addition waits for this commit, and looks then
+
+    def add() -> str:
+        is_suspended.wait(30)
+        with pytest.raises(tenants.Suspended) as refused, database.write() as session:
+            addition(session, tenant, catalog, dataset)
+        return refused.value.code
+
+    assert race(suspend, add)[1] == "tenant_suspended"
+    with database.write() as session:
+        session.get_one(Tenant, tenant.id).status = "active"
+        addition(session, tenant, catalog, dataset)
+
+
+@pytest.mark.parametrize("addition", ADDITIONS.values(), ids=ADDITIONS.keys())
+def test_whichever_comes_first_nothing_of_a_deleted_tenant_is_left(
+    database: Database, catalog: Catalog, addition: Addition
+) -> None:
+    def add(tenant: Tenant, dataset: Dataset) -> bool:
+        try:
+            with database.write() as session:
+                addition(session, tenant, catalog, dataset)
+                time.sleep(0.002)  # between the look at the tenant and the commit
+        except (tenants.Suspended, NotFound):  # its file may be gone first
+            return False
+        return True
+
+    def leave(tenant: Tenant) -> None:
+        leaving.suspend(database, tenant.id)
+        with database.write() as session:
+            leaving.remove(session, session.get_one(Tenant, tenant.id))
+
+    for _ in range(10):
+        with database.write() as session:
+            tenant = make_tenant(session)
+            dataset = make_dataset(session, tenant)
+        race(partial(add, tenant, dataset), partial(leave, tenant))
+        with database.read() as session:
+            assert session.scalars(select(Dataset).where(Dataset.deleted_at.is_(None))).all() == []
+            for table in (Job, Sample, Evaluation):
+                assert {row.status for row in session.scalars(select(table))} <= {"cancelled"}
+
+
+def test_a_worker_that_reports_and_a_suspension_do_not_wait_for_each_other(
+    database: Database, catalog: Catalog
+) -> None:
+    with database.write() as session:
+        tenant = make_tenant(session)
+        make_job(session, tenant, catalog)
+        plan = claim_job(session, catalog)
+    is_reporting = threading.Event()
+
+    def report() -> bool:
+        with database.write() as session:
+            assert attempts.is_held(session, plan)
+            is_reporting.set()
+            time.sleep(0.3)  # the suspension is under way
+            return report_step(session, plan, 1).held
+
+    def suspend() -> None:
+        is_reporting.wait(30)
+        leaving.suspend(database, tenant.id)
+
+    assert race(report, suspend)[0]
+    with database.read() as session:
+        assert attempts.standing(session, plan).cancel
+
+
+def test_a_job_that_ends_by_itself_stands_in_no_suspensions_way_nor_leaves_an_evaluation(
+    database: Database, catalog: Catalog
+) -> None:
+    with database.write() as session:
+        tenant = make_tenant(session)
+        dataset = make_dataset(session, tenant)
+        dataset.classes = [{"name": "a", "count": 200}, {"name": "b", "count": 200}]
+        make_job(session, tenant, catalog, dataset, evaluate=True)
+        plan = claim_job(session, catalog)
+    is_finishing = threading.Event()
+
+    def finish() -> bool:
+        with database.write() as session:
+            assert attempts.is_held(session, plan)
+            is_finishing.set()
+            time.sleep(0.3)  # the suspension is under way
+            return attempts.finish(session, plan, adapter_for(plan), {})
+
+    def suspend() -> None:
+        is_finishing.wait(30)
+        leaving.suspend(database, tenant.id)
+
+    assert race(finish, suspend)[0]
+    with database.read() as session:
+        assert session.get_one(Tenant, tenant.id).status == "suspended"
+        assert session.get_one(Job, plan.job_id).status == "succeeded"
+        assert [row.status for row in session.scalars(select(Evaluation))] == ["cancelled"]
