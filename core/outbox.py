@@ -18,7 +18,7 @@ _CLAIM = timedelta(seconds=30)  # a relay that died between claim and mark: anot
 
 
 def put(session: Session, topic: str, **payload: str) -> None:
-    """Topics are `dataset.validate`, `job.train`, `sample.draw` and `evaluation.measure`; the payload holds ids alone."""
+    """`dataset.validate`, `job.train`, `sample.draw` or `evaluation.measure`; the payload holds ids alone."""
     session.add(OutboxMessage(topic=topic, payload=payload))
     session.info[NUDGES] = True
 

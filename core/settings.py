@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     )
     poll_seconds: float = Field(0.1, gt=0, description="How often a pump looks for new work between steps.")
     sweep_seconds: float = Field(2.0, gt=0, description="How often upkeep looks for lost work.")
-    max_attempts: int = Field(3, ge=1, description="Crashes after which a job, dataset, sample or evaluation is given up.")
+    max_attempts: int = Field(3, ge=1, description="Crashes after which a dataset, job, sample or evaluation ends.")
     retention_hours: float = Field(
         24.0 * 7, gt=0, description="How long generated images and idempotency keys are kept."
     )

@@ -113,6 +113,13 @@ def test_a_busy_service_is_asked_again_after_the_time_that_it_names(
     assert waits == [7.0, 1.0]
 
 
+def test_a_conflict_is_asked_again_where_it_says_when(server: Server, transport: Transport, waits: list[float]) -> None:
+    server.replies = [(409, {"Retry-After": "2"}, {}), (409, {"x-should-retry": "false"}, {})]
+    with pytest.raises(ApiError) as caught:
+        transport.post("/v1/things")
+    assert (caught.value.status, server.requests, waits) == (409, 2, [2.0])
+
+
 def test_every_repeat_of_a_post_carries_the_same_key_and_body(server: Server, transport: Transport) -> None:
     server.replies = [CUT, (503, {}, {}), (200, {}, {})]
     transport.post("/v1/things", {"a": 1})
