@@ -29,8 +29,9 @@ from core.sampling.engine import Engine
 from core.storage.base import CorruptObject, ObjectMissing
 from core.training.crew import Crew
 from core.training.data import TrainingData, prepare
+from core.training.machine import numeric_path
 from core.training.memory import fit_micro_batch, free_bytes, row_bytes
-from core.training.path import NumericPath, numeric_path
+from core.training.path import NumericPath
 from core.training.spec import TrainSpec
 from core.training.trainee import Trainee, layout_of
 from worker.adapter_cache import AdapterCache

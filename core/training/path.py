@@ -1,14 +1,8 @@
-"""How the numbers of a job come about: part of its record, since another way gives other bits."""
+"""How the numbers of a job come about: part of its record, since another way gives other bits. No torch here."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
-
-import torch
-
-from core.diffusion.base import Base
-from core.training.spec import TrainSpec
 
 RowPath = Literal["row", "fused"]
 Packing = Literal["exact", "shared"]
@@ -49,22 +43,3 @@ class NumericPath:
     def from_json(cls, data: Mapping[str, Any]) -> "NumericPath":
         """Read back what `to_json` wrote. Raises TypeError for parts that this version does not know."""
         return cls(**data)
-
-
-def numeric_path(base: Base, spec: TrainSpec, rows: RowPath = "row", compiled: bool = False) -> NumericPath:
-    """The path of a job on this machine; `compiled` where the base can."""
-    device = base.device.type
-    if device == "cuda":
-        device = torch.cuda.get_device_name(base.device)
-    dtype = str(base.dtype).removeprefix("torch.")
-    threads, micro_batch = torch.get_num_threads(), math.ceil(spec.batch_size / spec.devices)
-    return NumericPath(
-        torch.__version__,
-        device,
-        threads,
-        dtype,
-        rows,
-        micro_batch,
-        world=spec.devices,
-        compiled=compiled and base.can_compile,
-    )

@@ -14,8 +14,8 @@ from core.diffusion.base import Base
 from core.training import checkpoint
 from core.training.data import TrainingData
 from core.training.loop import fit
+from core.training.machine import numeric_path
 from core.training.memory import OutOfMemory, fit_micro_batch, free_bytes, is_out_of_memory, row_bytes
-from core.training.path import numeric_path
 from tests.diffusion.tiny import make_pipeline
 from tests.training.jobs import make_data, make_spec
 
