@@ -4,7 +4,6 @@ Built on first use and kept for the life of the process: one base in memory serv
 """
 
 import functools
-import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from core.diffusion.products import is_quick_at_bfloat16
 from core.jobs.attempts import Plan
 from core.models import Adapter as AdapterRow
 from core.sampling.engine import Engine
+from core.storage import verified
 from core.storage.base import CorruptObject, ObjectMissing
 from core.training.crew import Crew
 from core.training.data import TrainingData, prepare
@@ -225,13 +225,13 @@ class Runtime:
     def pack(self, key: str, sha256: str) -> bytes:
         """A validated dataset's bytes. Raises CorruptObject, which is `dataset_corrupt`, where they are gone too."""
         try:
-            data = self.services.store.get(key)
+            return verified.get(self.services.store, key, sha256)
         except ObjectMissing as error:
             log.error("object.missing", key=key)
             raise CorruptObject("the dataset's bytes are gone", code="dataset_corrupt") from error
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise CorruptObject("the dataset's bytes differ from what was validated", code="dataset_corrupt")
-        return data
+        except CorruptObject as error:
+            message = "the dataset's bytes differ from what was validated"
+            raise CorruptObject(message, code="dataset_corrupt") from error
 
     def prepared(self, plan: Plan) -> TrainingData:
         """The dataset as latents, from memory where an earlier slice made them. Raises CorruptObject."""
