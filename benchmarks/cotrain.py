@@ -16,7 +16,7 @@ from core.diffusion.families import load_base
 from core.settings import PACKAGED_BASE
 from core.training.data import TrainingData
 from core.training.loop import advance, start
-from core.training.path import numeric_path
+from core.training.machine import numeric_path
 from core.training.spec import resolve
 from core.training.trainee import Diverged, Trainee
 

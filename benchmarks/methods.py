@@ -32,9 +32,9 @@ from core.diffusion.families import load_base
 from core.diffusion.places import AdaptedAffine
 from core.training.data import TrainingData, prepare
 from core.training.loop import finish, fit, start
+from core.training.machine import numeric_path
 from core.training.objective import row_losses
 from core.training.optim import average_step, rate_at
-from core.training.path import numeric_path
 from core.training.spec import TrainSpec, resolve
 from core.training.trainee import Trainee, TrainState
 

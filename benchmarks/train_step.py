@@ -38,7 +38,8 @@ from core.diffusion.families.dit import DiTBase
 from core.training import checkpoint
 from core.training.data import TrainingData
 from core.training.loop import advance, start
-from core.training.path import RowPath, numeric_path
+from core.training.machine import numeric_path
+from core.training.path import RowPath
 from core.training.spec import resolve
 from core.training.trainee import Trainee
 

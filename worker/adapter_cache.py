@@ -10,6 +10,7 @@ import structlog
 
 from core.adapters import format as adapter_format
 from core.diffusion.adapter import Adapter
+from core.storage import verified
 from core.storage.base import CorruptObject, ObjectStore
 
 log = structlog.get_logger()
@@ -32,9 +33,11 @@ class AdapterCache:
         data = _read(path)
         if data is not None and hashlib.sha256(data).hexdigest() == digest:
             return adapter_format.load(data, base_fingerprint=fingerprint)
-        data = self._store.get(key)
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise CorruptObject("the adapter's bytes differ from what was published", code="adapter_corrupt")
+        try:
+            data = verified.get(self._store, key, digest)
+        except CorruptObject as error:
+            message = "the adapter's bytes differ from what was published"
+            raise CorruptObject(message, code="adapter_corrupt") from error
         adapter = adapter_format.load(data, base_fingerprint=fingerprint)
         self._writer.submit(self._keep, path, data)
         return adapter

@@ -11,8 +11,8 @@ from core.diffusion.base import Base
 from core.errors import DomainError, Unavailable
 from core.jobs import attempts
 from core.jobs.attempts import Plan, Saved
-from core.storage import keys
-from core.storage.base import ObjectMissing
+from core.storage import keys, verified
+from core.storage.base import CorruptObject, ObjectMissing
 from core.training import checkpoint
 from core.training.continuing import continued, read_adapter, read_checkpoint
 from core.training.data import TrainingData
@@ -36,11 +36,11 @@ def first_state(runtime: Runtime, base: Base, data: TrainingData, plan: Plan) ->
     if origin is None:
         return start(base, data, plan.spec, runtime.moved)
     try:
-        content = runtime.services.store.get(origin.key)
+        content = verified.get(runtime.services.store, origin.key, origin.sha256)
     except ObjectMissing as error:
         raise StartUnreadable(f"the bytes of {origin.id} are gone") from error
-    if hashlib.sha256(content).hexdigest() != origin.sha256:
-        raise StartUnreadable(f"the bytes of {origin.id} are not those that were stored")
+    except CorruptObject as error:
+        raise StartUnreadable(f"the bytes of {origin.id} are not those that were stored") from error
     if origin.kind == "adapter":
         source = read_adapter(content, base, plan.spec)
     else:
@@ -65,12 +65,11 @@ class Checkpoints:
         """The newest that can be read; an unreadable one is dropped for the one before."""
         while self.latest is not None:
             try:
-                data = self._store.get(self.latest.key)
-                if hashlib.sha256(data).hexdigest() == self.latest.sha256:
-                    state = checkpoint.load(data, self._plan.spec.digest, training.digest, path, base.device)
-                    self.step = state.step
-                    return state, self.latest
-            except (ObjectMissing, DomainError) as error:
+                data = verified.get(self._store, self.latest.key, self.latest.sha256)
+                state = checkpoint.load(data, self._plan.spec.digest, training.digest, path, base.device)
+                self.step = state.step
+                return state, self.latest
+            except DomainError as error:
                 if isinstance(error, Unavailable):
                     raise
                 log.warning("job.checkpoint_unreadable", key=self.latest.key, error=str(error))

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from functools import partial
 
 import structlog
-import torch
 from sqlalchemy.orm import Session
 
 from core import faults
 from core.jobs import attempts
 from core.models import Job
+from core.out_of_memory import halved, is_out_of_memory, let_go
 from core.training.loop import advance
-from core.training.memory import halved, is_out_of_memory
 from core.training.path import NumericPath
 from core.training.spec import TrainSpec
 from core.training.trainee import Progress, Trainee
@@ -139,9 +138,7 @@ class CoTraining:
         except Exception as error:
             failure = error
         if is_out_of_memory(failure):
-            failure.__traceback__ = None  # its frames hold all that the pass had taken
-            if trainees[0].base.device.type == "cuda":
-                torch.cuda.empty_cache()
+            let_go(failure, trainees[0].base.device)
         if len(trainees) == 1:
             return [failure]
         log.warning("pass.broken", jobs=len(trainees), error=repr(failure))

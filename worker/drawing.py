@@ -130,16 +130,17 @@ class Drawing:
         self._under_way = still
 
     def _submit(self, plan: SamplePlan) -> None:
-        """A request that cannot even start fails alone."""
+        """A request that cannot even start fails alone, whatever it is: a base that does not load is one."""
+        images: list[Future[Sampled]] = []
         try:
             engine = self._runtime.device(plan.base).engine
             for adapter in plan.adapters:
                 self._runtime.know(adapter.digest, adapter.key)
-            images = [
-                engine.submit(request, self._shows(plan, index) if request.previews else None)
-                for index, request in enumerate(_requests(plan))
-            ]
-        except DomainError as error:
+            for index, request in enumerate(_requests(plan)):
+                images.append(engine.submit(request, self._shows(plan, index) if request.previews else None))
+        except Exception as error:
+            for image in images:
+                image.cancel()
             self._fail(plan, error)
             return
         drawn = Drawn(plan, images)
@@ -231,7 +232,7 @@ class Drawing:
         else:
             code, message = "internal_error", "the images could not be drawn"
             log.error("sample.failed", sample_id=plan.sample_id, exc_info=error)
-        self._runtime.transactions.write(lambda session: samples.fail(session, plan, code=code, message=message))
+        self._runtime.transactions.write_last(lambda session: samples.fail(session, plan, code=code, message=message))
         self._services.nudges.announce(plan.sample_id)
 
 

@@ -25,8 +25,8 @@ from core.evaluations.spec import labels_to_draw
 from core.jobs import attempts
 from core.sampling.request import AdapterPart, SampleRequest
 from core.sampling.row import Sampled
-from core.storage import keys
-from core.storage.base import ObjectMissing
+from core.storage import keys, verified
+from core.storage.base import CorruptObject, ObjectMissing
 from core.training.data import split
 from core.training.randomness import generator
 from worker.runtime import Runtime
@@ -197,16 +197,14 @@ class Evaluating:
     def _load_partial(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Features of the pictures drawn, and of the file's, that an earlier slice took."""
         key, sha256 = self.plan.partial_key, self.plan.partial_sha256
-        if key is None:
+        if key is None or sha256 is None:
             return [], []
         try:
-            data = self._services.store.get(key)
-            if hashlib.sha256(data).hexdigest() == sha256:
-                with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                    return [arrays["drawn"]], [arrays["real"]]
-        except ObjectMissing:
-            pass
-        log.warning("evaluation.features_unreadable")
+            data = verified.get(self._services.store, key, sha256)
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                return [arrays["drawn"]], [arrays["real"]]
+        except (ObjectMissing, CorruptObject) as error:
+            log.warning("evaluation.features_unreadable", error=str(error))
         self._transactions.write(lambda session: evaluations.drop_partial(session, self.plan))
         return [], []
 

@@ -4,7 +4,6 @@ Built on first use and kept for the life of the process: one base in memory serv
 """
 
 import functools
-import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -26,11 +25,13 @@ from core.diffusion.products import is_quick_at_bfloat16
 from core.jobs.attempts import Plan
 from core.models import Adapter as AdapterRow
 from core.sampling.engine import Engine
+from core.storage import verified
 from core.storage.base import CorruptObject, ObjectMissing
 from core.training.crew import Crew
 from core.training.data import TrainingData, prepare
+from core.training.machine import ask_for_determinism, numeric_path
 from core.training.memory import fit_micro_batch, free_bytes, row_bytes
-from core.training.path import NumericPath, ask_for_determinism, numeric_path
+from core.training.path import NumericPath
 from core.training.spec import TrainSpec
 from core.training.trainee import Trainee, layout_of
 from worker.adapter_cache import AdapterCache
@@ -226,13 +227,13 @@ class Runtime:
     def pack(self, key: str, sha256: str) -> bytes:
         """A validated dataset's bytes. Raises CorruptObject, which is `dataset_corrupt`, where they are gone too."""
         try:
-            data = self.services.store.get(key)
+            return verified.get(self.services.store, key, sha256)
         except ObjectMissing as error:
             log.error("object.missing", key=key)
             raise CorruptObject("the dataset's bytes are gone", code="dataset_corrupt") from error
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise CorruptObject("the dataset's bytes differ from what was validated", code="dataset_corrupt")
-        return data
+        except CorruptObject as error:
+            message = "the dataset's bytes differ from what was validated"
+            raise CorruptObject(message, code="dataset_corrupt") from error
 
     def prepared(self, plan: Plan) -> TrainingData:
         """The dataset as latents, from memory where an earlier slice made them. Raises CorruptObject."""

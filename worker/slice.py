@@ -23,12 +23,13 @@ from core.jobs import attempts
 from core.jobs.attempts import Plan, Standing
 from core.models import Adapter as AdapterRow
 from core.models import Tenant
+from core.out_of_memory import halved, is_out_of_memory
 from core.storage import keys
 from core.training.crew import Crew
 from core.training.data import TrainingData
 from core.training.distributed import RankLost
 from core.training.loop import finish
-from core.training.memory import OutOfMemory, halved, is_out_of_memory
+from core.training.memory import OutOfMemory
 from core.training.path import NumericPath
 from core.training.spec import TrainSpec
 from core.training.trainee import Progress, Trainee, TrainState

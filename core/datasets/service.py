@@ -137,7 +137,8 @@ def release(session: Session, plan: ValidationPlan) -> None:
 
 def interrupt(session: Session, plan: ValidationPlan, max_attempts: int) -> bool:
     """The process that read it was killed: counted as a lost worker is. False: another attempt has taken over."""
-    held = select(Dataset).where(*_by(plan)).with_for_update().execution_options(populate_existing=True)
+    mine = (*_by(plan), Dataset.lease_until.is_not(None))  # once, though a commit whose answer was lost is tried again
+    held = select(Dataset).where(*mine).with_for_update().execution_options(populate_existing=True)
     dataset = session.scalar(held)
     if dataset is None:
         return False

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, select, true, update
+from sqlalchemy import ColumnElement, func, select, true, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import Update
 
@@ -21,17 +21,25 @@ from core.evaluations.spec import EvaluationSpec, resolve
 from core.models import Adapter, Dataset, Evaluation, Job, Tenant
 from core.samples.spec import SampleSpec
 from core.tenants.admission import admit
+from core.unread import Unread
 
 UNFINISHED = ("queued", "running")
+_UNREAD = Unread("evaluation")
 
 
 @dataclass(frozen=True)
-class EvaluationPlan:
-    """One claim of one evaluation: what a worker needs, and the fence that its writes carry."""
+class Claimed:
+    """One claim of one evaluation: the fence that every write carries, whether or not its request can be read."""
 
     evaluation_id: str
-    tenant_id: str
     attempt: int
+
+
+@dataclass(frozen=True)
+class EvaluationPlan(Claimed):
+    """And what a worker needs."""
+
+    tenant_id: str
     crashes: int  # of workers
     base: str
     spec: EvaluationSpec
@@ -123,20 +131,23 @@ def claim(
 ) -> EvaluationPlan | None:
     """Take the next one: the tenant that has used the device least goes first, its oldest first.
 
-    Without `suspects` none that a worker has died with.
+    Without `suspects` none that a worker has died with. What another release wrote and this one cannot read stays in
+    the queue.
     """
     while True:
         chosen = session.scalar(
-            select(Evaluation.id)
+            select(Evaluation)
             .join(Tenant, Tenant.id == Evaluation.tenant_id)
-            .where(Evaluation.status == "queued", Evaluation.base.in_(catalog.names()))
-            .where(true() if suspects else Evaluation.crashes == 0)
+            .where(*_waiting(catalog), true() if suspects else Evaluation.crashes == 0)
             .order_by(Tenant.device_seconds, Evaluation.created_at, Evaluation.id)
             .limit(1)
             .with_for_update(skip_locked=True, of=Evaluation)
+            .execution_options(populate_existing=True)
         )
         if chosen is None:
             return None
+        if not _UNREAD.reads(chosen.id, lambda row=chosen: EvaluationSpec.from_json(row.request)):
+            continue
         moment = now(session)
         taken = {
             "status": "running",
@@ -145,10 +156,10 @@ def claim(
             "lease_until": moment + timedelta(seconds=lease_seconds),
             "started_at": func.coalesce(Evaluation.started_at, moment),
         }
-        waiting = update(Evaluation).where(Evaluation.id == chosen, Evaluation.status == "queued")
+        waiting = update(Evaluation).where(Evaluation.id == chosen.id, Evaluation.status == "queued")
         if not wrote(session, waiting.values(**taken)):
             continue
-        row = session.get_one(Evaluation, chosen, populate_existing=True)
+        row = session.get_one(Evaluation, chosen.id, populate_existing=True)
         plan = _plan(session, row, catalog.get(row.base))
         if catalog.get(row.base).fingerprint != row.base_fingerprint:
             message = f"the base {row.base} has changed since: ask again"
@@ -159,8 +170,7 @@ def claim(
 
 def is_waiting(session: Session, catalog: Catalog) -> bool:
     """Cheap enough to ask between steps."""
-    waiting = select(Evaluation.id).where(Evaluation.status == "queued", Evaluation.base.in_(catalog.names())).limit(1)
-    return session.scalar(waiting) is not None
+    return session.scalar(select(Evaluation.id).where(*_waiting(catalog)).limit(1)) is not None
 
 
 def extend(session: Session, plan: EvaluationPlan, lease_seconds: float) -> bool:
@@ -185,7 +195,7 @@ def drop_partial(session: Session, plan: EvaluationPlan) -> bool:
     return wrote(session, _held(plan).values(drawn=0, partial_key=None, partial_sha256=None))
 
 
-def stop(session: Session, plan: EvaluationPlan) -> bool:
+def stop(session: Session, plan: Claimed) -> bool:
     """Carry out the cancel that `report` told of."""
     asked = _held(plan).where(Evaluation.cancel_requested)
     return wrote(
@@ -193,7 +203,7 @@ def stop(session: Session, plan: EvaluationPlan) -> bool:
     )
 
 
-def release(session: Session, plan: EvaluationPlan) -> bool:
+def release(session: Session, plan: Claimed) -> bool:
     """Back to the queue: the slice is over, the worker shuts down, or its store does not answer."""
     if stop(session, plan):
         return False
@@ -203,7 +213,7 @@ def release(session: Session, plan: EvaluationPlan) -> bool:
     return True
 
 
-def put_back(session: Session, plan: EvaluationPlan, reason: str, max_crashes: int) -> bool:
+def put_back(session: Session, plan: Claimed, reason: str, max_crashes: int) -> bool:
     """This attempt crashed: cancelled if that was asked for, `crashed` at the limit, else again."""
     if stop(session, plan):
         return True
@@ -238,7 +248,7 @@ def finish(session: Session, plan: EvaluationPlan, result: dict[str, Any]) -> bo
     return True
 
 
-def fail(session: Session, plan: EvaluationPlan, *, code: str, message: str, param: str | None = None) -> bool:
+def fail(session: Session, plan: Claimed, *, code: str, message: str, param: str | None = None) -> bool:
     error = {"code": code, "message": message, "param": param}
     values = {"status": "failed", "error": error, "finished_at": now(session), "lease_until": None, "partial_key": None}
     return wrote(session, _held(plan).values(**values))
@@ -249,7 +259,7 @@ def sweep(session: Session, max_crashes: int) -> bool:
     lost = select(Evaluation).where(Evaluation.status == "running", Evaluation.lease_until < now(session))
     lost = lost.with_for_update(skip_locked=True).execution_options(populate_existing=True)
     for row in session.scalars(lost).all():
-        put_back(session, _plan(session, row, None), "its worker fell silent", max_crashes)
+        put_back(session, Claimed(row.id, row.attempt), "its worker fell silent", max_crashes)
     return session.scalar(select(Evaluation.id).where(Evaluation.status == "queued").limit(1)) is not None
 
 
@@ -271,10 +281,15 @@ def _summary(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _plan(session: Session, row: Evaluation, base: BaseSummary | None) -> EvaluationPlan:
+def _waiting(catalog: Catalog) -> tuple[ColumnElement[bool], ...]:
+    queued = (Evaluation.status == "queued", Evaluation.base.in_(catalog.names()))
+    return *queued, Evaluation.id.not_in(_UNREAD.ids())
+
+
+def _plan(session: Session, row: Evaluation, base: BaseSummary) -> EvaluationPlan:
     dataset = session.get_one(Dataset, row.dataset_id)
     adapter = session.get_one(Adapter, row.adapter_id) if row.adapter_id else None
-    own = [str(name) for name in adapter.classes] if adapter else list(base.id2label.values()) if base else []
+    own = [str(name) for name in adapter.classes] if adapter else list(base.id2label.values())
     return EvaluationPlan(
         evaluation_id=row.id,
         tenant_id=row.tenant_id,
@@ -292,6 +307,6 @@ def _plan(session: Session, row: Evaluation, base: BaseSummary | None) -> Evalua
     )
 
 
-def _held(plan: EvaluationPlan) -> Update:
+def _held(plan: Claimed) -> Update:
     own = (Evaluation.id == plan.evaluation_id, Evaluation.status == "running", Evaluation.attempt == plan.attempt)
     return update(Evaluation).where(*own)

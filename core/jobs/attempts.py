@@ -24,10 +24,15 @@ from core.jobs.service import resolve_on
 from core.jobs.start import Start
 from core.jobs.states import Status, move
 from core.models import Adapter, Checkpoint, Dataset, Job, JobMetric, Preview, Tenant
+from core.training import hyperparameters
+from core.training.path import NumericPath
 from core.training.spec import MAX_STEPS, TrainSpec
+from core.unread import Unread
 
 _LOOKED_AT = 50
 """Jobs at the head of the queue among which a worker looks for one that it can take."""
+
+_UNREAD = Unread("job")
 
 
 @dataclass(frozen=True)
@@ -86,13 +91,13 @@ def claim(
     """Take the next job in the order of `core.jobs.queue` that asks for no more than so many devices.
 
     With `fits`, the first that fits beside what is running. A job whose dataset was not known when it was created may
-    have no more than `max_steps`, as then.
+    have no more than `max_steps`, as then. What another release wrote and this one cannot read stays in the queue.
     """
-    for job_id in waiting_ids(session, catalog.names(), _LOOKED_AT, devices):
+    for job_id in _looked_at(session, catalog, devices):
         # Skipped where another worker looks at it, or has taken it since.
         one = select(Job).where(Job.id == job_id, Job.status == Status.queued).with_for_update(skip_locked=True)
         job = session.scalar(one.execution_options(populate_existing=True))
-        if job is None:
+        if job is None or not _UNREAD.reads(job.id, lambda job=job: _read(job)):
             continue
         try:
             _make_ready(session, job, catalog.get(job.model), max_steps)
@@ -122,11 +127,13 @@ def is_waiting(session: Session, catalog: Catalog, fits: Callable[[Job], bool] |
     """Cheap enough to ask between steps. With `fits`, whether `claim` would find one, unless somebody is quicker."""
     if fits is None:
         waiting = select(Job.id).where(Job.status == Status.queued, Job.model.in_(catalog.names()))
-        return session.scalar(waiting.where(Job.devices <= devices).limit(1)) is not None
-    looked_at = waiting_ids(session, catalog.names(), _LOOKED_AT, devices)
-    found = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(looked_at)))}
+        waiting = waiting.where(Job.devices <= devices, Job.id.not_in(_UNREAD.ids()))
+        return session.scalar(waiting.limit(1)) is not None
+    looked_at = _looked_at(session, catalog, devices)
+    found = session.scalars(select(Job).where(Job.id.in_(looked_at))).all()
+    readable = [job for job in found if _UNREAD.reads(job.id, lambda job=job: _read(job))]
     # What no spec says yet is found out by claiming it.
-    return any(found[job_id].spec is None or fits(found[job_id]) for job_id in looked_at if job_id in found)
+    return any(job.spec is None or fits(job) for job in readable)
 
 
 def fix_numeric_path(session: Session, plan: Plan, numeric_path: dict[str, Any]) -> bool:
@@ -305,6 +312,25 @@ def charge(session: Session, tenant_id: str, device_seconds: float) -> None:
     session.execute(
         update(Tenant).where(Tenant.id == tenant_id).values(device_seconds=Tenant.device_seconds + device_seconds)
     )
+
+
+def _looked_at(session: Session, catalog: Catalog, devices: int) -> list[str]:
+    """The head of the queue, without what this process cannot read."""
+    unread = set(_UNREAD.ids())
+    waiting = waiting_ids(session, catalog.names(), _LOOKED_AT + len(unread), devices)
+    return [job_id for job_id in waiting if job_id not in unread]
+
+
+def _read(job: Job) -> None:
+    """All that a worker will read of it. Raises what `Unread` takes for another release's."""
+    if job.spec is not None:
+        TrainSpec.from_json(job.spec)
+    elif not hyperparameters.are_known(job.request):
+        raise ValueError("hyperparameters that this release does not have")
+    if job.numeric_path is not None:
+        NumericPath.from_json(job.numeric_path)
+    if job.start is not None:
+        Start.from_json(job.start)
 
 
 def _make_ready(session: Session, job: Job, base: BaseSummary, max_steps: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import Update
 
@@ -18,11 +18,10 @@ from core.errors import Conflict, OverQuota, Unavailable
 from core.models import Adapter, Sample
 from core.samples.spec import SampleSpec
 from core.tenants.admission import admit
+from core.unread import Unread
 
 UNFINISHED = ("queued", "running")
-_UNREADABLE = (
-    "it was accepted by another release of the service, which asked for what this one does not know: ask again"
-)
+_UNREAD = Unread("sample")
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,18 @@ class PlannedAdapter:
 
 
 @dataclass(frozen=True)
-class SamplePlan:
-    """One claim of one request."""
+class Claimed:
+    """One claim of one request: the fence that every write carries, whether or not the request can be read."""
 
     sample_id: str
-    tenant_id: str
     attempt: int
+
+
+@dataclass(frozen=True)
+class SamplePlan(Claimed):
+    """And what a worker needs."""
+
+    tenant_id: str
     crashes: int  # of workers
     base: str
     spec: SampleSpec
@@ -98,14 +103,13 @@ def claim(
 ) -> list[SamplePlan]:
     """Up to `limit` waiting requests: every tenant's oldest first, then every tenant's second, and so on.
 
-    None that is past its deadline: `expire` gives those up. Either of those that no worker has died with, or of the
-    others, which are `suspects`.
+    None that is past its deadline: `expire` gives those up. What another release wrote and this one cannot read stays
+    in the queue. Either of those that no worker has died with, or of the others, which are `suspects`.
     """
     turn = func.row_number().over(partition_by=Sample.tenant_id, order_by=(Sample.created_at, Sample.id)).label("turn")
     in_time = Sample.deadline.is_(None) | (Sample.deadline >= clock(session))
     known = Sample.crashes > 0 if suspects else Sample.crashes == 0
-    waiting = (Sample.status == "queued", Sample.base.in_(catalog.names()), known, in_time)
-    ranked = select(Sample.id, turn).where(*waiting).subquery()
+    ranked = select(Sample.id, turn).where(*_waiting(catalog), known, in_time).subquery()
     fair = select(Sample.id).join(ranked, ranked.c.id == Sample.id).where(Sample.status == "queued")
     fair = fair.order_by(ranked.c.turn, Sample.created_at, Sample.id).limit(limit)
     chosen = fair.with_for_update(skip_locked=True, of=Sample).cte("chosen")
@@ -120,7 +124,7 @@ def claim(
         )
         .returning(Sample)
     )
-    return _plans(session, _in_turn(session.scalars(taken)))
+    return _plans(session, _readable(_in_turn(session.scalars(taken))))
 
 
 def _in_turn(rows: Iterable[Sample]) -> list[Sample]:
@@ -161,8 +165,7 @@ def list_cancelled(session: Session, sample_ids: Sequence[str]) -> list[str]:
 
 def is_waiting(session: Session, catalog: Catalog) -> bool:
     """Cheap enough to ask between steps."""
-    waiting = select(Sample.id).where(Sample.status == "queued", Sample.base.in_(catalog.names())).limit(1)
-    return session.scalar(waiting) is not None
+    return session.scalar(select(Sample.id).where(*_waiting(catalog)).limit(1)) is not None
 
 
 def extend(session: Session, plans: list[SamplePlan], lease_seconds: float) -> None:
@@ -181,7 +184,7 @@ def add_partial(session: Session, plan: SamplePlan, partial: dict[str, Any]) -> 
     return True
 
 
-def stop(session: Session, plan: SamplePlan) -> bool:
+def stop(session: Session, plan: Claimed) -> bool:
     """Carry out a cancel."""
     values = {"status": "cancelled", "finished_at": clock(session), "lease_until": None}
     return wrote(session, _held(plan).values(**values))
@@ -199,13 +202,13 @@ def finish(session: Session, plan: SamplePlan, images: list[dict[str, Any]], sta
     return wrote(session, _held(plan).values(**values))
 
 
-def fail(session: Session, plan: SamplePlan, *, code: str, message: str, param: str | None = None) -> bool:
+def fail(session: Session, plan: Claimed, *, code: str, message: str, param: str | None = None) -> bool:
     error = {"code": code, "message": message, "param": param}
     values = {"status": "failed", "error": error, "finished_at": clock(session), "lease_until": None}
     return wrote(session, _held(plan).values(**values))
 
 
-def release(session: Session, plan: SamplePlan) -> bool:
+def release(session: Session, plan: Claimed) -> bool:
     """Back to the queue: the worker shuts down or its store does not answer."""
     if not wrote(session, _held(plan).values(status="queued", lease_until=None, partials=[])):
         return False
@@ -221,10 +224,7 @@ def sweep(session: Session, max_attempts: int) -> bool:
     for sample in session.scalars(lost).all():
         sample.crashes += 1
         session.flush()
-        plans = _plans(session, [sample])
-        if not plans:
-            continue
-        [plan] = plans
+        plan = Claimed(sample.id, sample.attempt)
         if sample.cancel_requested:
             stop(session, plan)
         elif sample.crashes >= max_attempts:
@@ -252,15 +252,23 @@ def list_expired(session: Session, keep: timedelta, limit: int = 100) -> list[Sa
     return list(session.scalars(select(Sample).where(*ended).limit(limit)))
 
 
-def _plans(session: Session, rows: Sequence[Sample]) -> list[SamplePlan]:
-    """One that this release cannot read ends as such: it must not stand in the way of all others."""
-    specs: list[tuple[Sample, SampleSpec]] = []
+def _waiting(catalog: Catalog) -> tuple[ColumnElement[bool], ...]:
+    return Sample.status == "queued", Sample.base.in_(catalog.names()), Sample.id.not_in(_UNREAD.ids())
+
+
+def _readable(rows: Sequence[Sample]) -> list[Sample]:
+    """Of those just taken; the others are as if nobody had taken them."""
+    readable: list[Sample] = []
     for row in rows:
-        try:
-            specs.append((row, SampleSpec.from_json(row.request)))
-        except (KeyError, TypeError, ValueError):
-            row.status, row.finished_at, row.lease_until = "failed", now(session), None
-            row.error = {"code": "unreadable_request", "message": _UNREADABLE, "param": None}
+        if _UNREAD.reads(row.id, lambda row=row: SampleSpec.from_json(row.request)):
+            readable.append(row)
+        else:
+            row.status, row.attempt, row.worker, row.lease_until = "queued", row.attempt - 1, None, None
+    return readable
+
+
+def _plans(session: Session, rows: Sequence[Sample]) -> list[SamplePlan]:
+    specs = [(row, SampleSpec.from_json(row.request)) for row in rows]
     named = {part.adapter_id for _, spec in specs for part in spec.adapters}
     adapters = {row.id: row for row in session.scalars(select(Adapter).where(Adapter.id.in_(named)))} if named else {}
     moment = now(session) if any(row.deadline for row, _ in specs) else None
@@ -288,5 +296,5 @@ def _seconds_left(row: Sample, moment: datetime | None) -> float | None:
     return None if row.deadline is None or moment is None else max(0.0, (row.deadline - moment).total_seconds())
 
 
-def _held(plan: SamplePlan) -> Update:
+def _held(plan: Claimed) -> Update:
     return update(Sample).where(Sample.id == plan.sample_id, Sample.status == "running", Sample.attempt == plan.attempt)

@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from threading import Event, Lock
 
 import numpy as np
+import structlog
 import torch
 
 from core.diffusion.bank import AdapterBank
@@ -21,12 +22,15 @@ from core.diffusion.guidance import guide
 from core.diffusion.layout import AdapterLayout
 from core.diffusion.solvers import Update, make_plan
 from core.errors import Conflict, Invalid, Unavailable
+from core.out_of_memory import halved, is_out_of_memory, let_go
 from core.sampling.batcher import Batcher
 from core.sampling.conditioning import Conditioning
 from core.sampling.decoder import Decoder
 from core.sampling.request import MAX_PARTS, SampleRequest
 from core.sampling.row import OnPreview, Row, Sampled
 from core.sampling.slots import AdapterSlots, LoadAdapter
+
+log = structlog.get_logger()
 
 MAX_WAITING = 4096
 SPACING = "trailing"
@@ -89,6 +93,7 @@ class Engine:
         self.base = base
         self.bank = AdapterBank(layout, base, slots)
         self._max_rows = max_rows
+        self._pass_images = max_rows  # fewer from when memory runs out until the engine is idle
         self._few_rows = max_rows if few_rows is None else few_rows
         self._max_waiting = max_waiting
         self._wake = Event()
@@ -155,16 +160,14 @@ class Engine:
     def step(self) -> int:
         """One denoising step of every active image; how many moved. 0 is idle, or only waiting for adapters."""
         self._wake.clear()
+        if not self._active:
+            self._pass_images = self._max_rows
         self._take_in()
         self._admit()
         moved = 0
         for side in sorted({row.side for row in self._active}):
             group = [row for row in self._active if row.side == side]
-            try:
-                self._denoise(group)
-            except Exception as error:  # whatever it is, its rows must not wait for ever
-                for row in group:
-                    self._drop(row, error)
+            self._advance(group)
             moved += len(group)
         self._retire()
         self._batcher.tick()
@@ -256,6 +259,25 @@ class Engine:
         del self._waiting[request.id]
         row.started_at = time.perf_counter()
         self._active.append(row)
+
+    def _advance(self, group: Sequence[Row]) -> None:
+        """One step of each: in one pass, or in smaller ones where memory runs out."""
+        left = list(group)
+        while left:
+            rows, left = left[: self._pass_images], left[self._pass_images :]
+            try:
+                self._denoise(rows)
+                continue
+            except Exception as error:
+                failure = error
+            if len(rows) > 1 and is_out_of_memory(failure):
+                let_go(failure, self.base.device)
+                log.warning("pass.halved", images=len(rows), error=repr(failure))
+                self._pass_images = halved(len(rows))
+                left = rows + left
+                continue
+            for row in rows:  # whatever it is, they must not wait for ever
+                self._drop(row, failure)
 
     @torch.no_grad()
     def _denoise(self, rows: Sequence[Row]) -> None:

@@ -44,6 +44,12 @@ PLACES: Final = ("gamma_depth", "gamma_places")
 NAMES: Final = frozenset((*WHOLE, *REAL, *CHOICE, *FLAG, *PLACES))
 
 
+def are_known(given: Mapping[str, Any]) -> bool:
+    """Whether this release has all of the fields and choices; a newer one may have accepted more."""
+    chosen = {field: value for field, value in given.items() if field in CHOICE and value not in (None, AUTO)}
+    return NAMES.issuperset(given) and all(value in CHOICE[field] for field, value in chosen.items())
+
+
 class Asker:
     """Reads one request field by field: absent, null where null means nothing, and "auto" take the default."""
 

@@ -10,20 +10,13 @@ from torch import Tensor
 
 from core.diffusion.base import Base
 from core.errors import Unavailable
+from core.out_of_memory import halved, is_out_of_memory
 from core.training.data import TrainingData
 from core.training.loop import advance
 from core.training.spec import TrainSpec
 from core.training.trainee import Trainee, TrainState, layout_of
 
 _ROWS = 2
-_PHRASES = (
-    "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "not enough memory",
-    "bad_alloc",
-    "could not create a primitive",  # oneDNN, where the kernel's own memory is not to be had
-)
 _PASSING = 1.5
 """What a pass takes at its peak over what it keeps for the way back: the largest temporaries beside it."""
 
@@ -63,18 +56,6 @@ def fit_micro_batch(base: Base, data: TrainingData, spec: TrainSpec, cost: int, 
             raise OutOfMemory("a training step of one row does not fit into the memory of this device")
         rows = halved(rows)
     return rows
-
-
-def halved(rows: int) -> int:
-    return (rows + 1) // 2
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: on the device, in torch's allocator, in oneDNN, in Python."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    message = str(error).lower()
-    return isinstance(error, RuntimeError) and any(phrase in message for phrase in _PHRASES)
 
 
 def _works(base: Base, data: TrainingData, spec: TrainSpec, rows: int) -> bool:

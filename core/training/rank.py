@@ -21,7 +21,7 @@ from core.logs import configure_logs
 from core.parent import die_with_parent
 from core.training.distributed import Group, RankLost, take_over
 from core.training.loop import advance
-from core.training.path import ask_for_determinism
+from core.training.machine import ask_for_determinism
 from core.training.trainee import Trainee
 
 log = structlog.get_logger()

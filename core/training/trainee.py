@@ -11,9 +11,10 @@ from core.diffusion.base import Base
 from core.diffusion.layout import AdapterLayout
 from core.errors import Invalid
 from core.training.data import TrainingData, batch_indices
+from core.training.machine import numeric_path
 from core.training.objective import row_losses
 from core.training.optim import adam_step, average_step, rate_at
-from core.training.path import NumericPath, numeric_path
+from core.training.path import NumericPath
 from core.training.randomness import generator, stratified_times
 from core.training.spec import TrainSpec
 

@@ -118,6 +118,7 @@ def test_a_file_whose_process_is_killed_each_time_is_given_up(database: Database
         plan = claim(database)
         with database.write() as session:
             assert datasets.interrupt(session, plan, 3)
+            assert not datasets.interrupt(session, plan, 3), "a commit whose answer was lost is tried again"
             assert datasets.sweep(session, 3) is (kill < 3)
     row = found(database, dataset)
     assert (row.status, row.error_code, row.crashes, row.attempt) == ("error", "crashed", 3, 3)

@@ -25,7 +25,7 @@ from core.training import checkpoint
 from core.training.continuing import continued, read_adapter, read_checkpoint
 from core.training.data import TrainingData, prepare
 from core.training.loop import finish, fit, start, validation_loss
-from core.training.path import numeric_path
+from core.training.machine import numeric_path
 from core.training.spec import POINTER, TrainSpec, resolve
 from tests.diffusion.tiny import make_pixart
 from tests.training.jobs import CLASSES, make_images

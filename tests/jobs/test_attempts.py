@@ -13,6 +13,7 @@ from core.errors import Conflict
 from core.jobs import attempts
 from core.jobs import service as jobs
 from core.models import Adapter, Checkpoint, Job, JobEvent, JobMetric, OutboxMessage, Preview, Tenant
+from core.training.path import NumericPath
 from tests.jobs.held import job_of, start, taken_over
 from tests.rows import (
     LEASE,
@@ -25,6 +26,8 @@ from tests.rows import (
     report_step,
     settle,
 )
+
+PATH = NumericPath("2.9.0", "cpu", 1, "float32", "row", 4).to_json()
 
 
 def test_a_claim_fixes_the_attempt_and_the_lease(database: Database, catalog: Catalog) -> None:
@@ -53,11 +56,11 @@ def test_a_job_of_a_base_that_this_worker_lacks_is_not_claimed(database: Databas
 def test_the_numeric_path_is_written_once(database: Database, catalog: Catalog) -> None:
     plan = start(database, catalog)
     with database.write() as session:
-        assert attempts.fix_numeric_path(session, plan, {"threads": 1})
+        assert attempts.fix_numeric_path(session, plan, PATH)
         assert attempts.fix_numeric_path(session, plan, {"threads": 2}) is False
         assert attempts.yield_back(session, plan)
     with database.write() as session:
-        assert claim_job(session, catalog).numeric_path == {"threads": 1}
+        assert claim_job(session, catalog).numeric_path == PATH
 
 
 def test_a_finished_job_has_its_adapter_and_both_are_one_transaction(database: Database, catalog: Catalog) -> None:
@@ -204,6 +207,57 @@ def test_an_unresolvable_job_fails_and_the_next_one_is_claimed(database: Databas
     with database.write() as session:
         assert claim_job(session, catalog).job_id == good.id
     assert job_of(database, bad.id).status == "failed"
+
+
+OF_A_NEWER_RELEASE: dict[str, dict[str, Any]] = {
+    "a field of the spec": {"spec": {"spin": 1}},
+    "a part of the numeric path": {"numeric_path": {**PATH, "spin": 1}},
+    "a hyperparameter": {"spec": None, "request": {"steps": 10, "spin": 1}},
+    "a choice": {"spec": None, "request": {"class_start": "spun"}},
+    "a kind of start": {"start": {"classes": [], "spin": 1}},
+}
+
+
+@pytest.mark.parametrize("written", OF_A_NEWER_RELEASE.values(), ids=OF_A_NEWER_RELEASE)
+def test_what_another_release_wrote_stays_queued_and_the_next_job_is_claimed(
+    database: Database, catalog: Catalog, written: dict[str, Any]
+) -> None:
+    with database.write() as session:
+        tenant = make_tenant(session)
+        newer, plain = (make_job(session, tenant, catalog) for _ in range(2))
+        for field, value in written.items():
+            setattr(newer, field, {**newer.spec, **value} if field == "spec" and newer.spec and value else value)
+    with database.write() as session:
+        assert claim_job(session, catalog).job_id == plain.id
+        assert not attempts.is_waiting(session, catalog)
+        assert not attempts.is_waiting(session, catalog, lambda job: True)
+        assert attempts.claim(session, "w", LEASE, catalog) is None
+    job = job_of(database, newer.id)
+    assert (job.status, job.attempt, job.crashes, job.error) == ("queued", 0, 0, None)
+
+
+def test_what_cannot_be_read_is_not_asked_whether_it_fits(database: Database, catalog: Catalog) -> None:
+    with database.write() as session:
+        newer = make_job(session, make_tenant(session), catalog)
+        newer.spec = {**(newer.spec or {}), "spin": 1}
+    with database.write() as session:
+        assert not attempts.is_waiting(session, catalog, lambda job: job.id == newer.id)
+
+
+def test_however_much_another_release_wrote_the_next_job_is_claimed(database: Database, catalog: Catalog) -> None:
+    with database.write() as session:
+        tenant = make_tenant(session)
+        dataset = make_dataset(session, tenant)
+        for _ in range(60):
+            newer = make_job(session, tenant, catalog, dataset)
+            newer.spec = {**(newer.spec or {}), "spin": 1}
+        plain = make_job(session, tenant, catalog, dataset).id
+    claimed: list[str] = []
+    for _ in range(2):  # there are more than are looked at at once
+        with database.write() as session:
+            plan = attempts.claim(session, "w", LEASE, catalog)
+        claimed += [plan.job_id] if plan else []
+    assert claimed == [plain]
 
 
 def test_a_job_waits_for_a_worker_that_has_its_devices(database: Database, catalog: Catalog) -> None:

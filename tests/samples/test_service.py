@@ -119,15 +119,17 @@ def test_what_a_worker_died_with_is_claimed_apart(database: Database, catalog: C
     assert (plan.sample_id, plan.crashes) == (suspects[0].id, 1)
 
 
-def test_what_another_release_asked_for_ends_by_itself_and_stands_in_nobodys_way(
+def test_what_another_release_asked_for_stays_queued_and_stands_in_nobodys_way(
     database: Database, catalog: Catalog
 ) -> None:
     with database.write() as session:
         tenant = make_tenant(session)
         newer, lost, plain = (make_sample(session, tenant, catalog) for _ in range(3))
         newer.request = {**newer.request, "of_a_newer_release": 1}
-    assert [plan.sample_id for plan in claim(database, catalog)] == [lost.id, plain.id]
+    assert claim(database, catalog, limit=1) == []
+    assert [plan.sample_id for plan in claim(database, catalog, limit=2)] == [lost.id, plain.id]
     with database.write() as session:
+        assert not samples.is_waiting(session, catalog)
         row = session.get_one(Sample, lost.id)
         row.request = {**row.request, "of_a_newer_release": 1}
         for sample in (lost, plain):
@@ -136,8 +138,12 @@ def test_what_another_release_asked_for_ends_by_itself_and_stands_in_nobodys_way
         assert samples.sweep(session, 3)
     with database.read() as session:
         rows = [session.get_one(Sample, sample.id) for sample in (newer, lost, plain)]
-    assert [row.status for row in rows] == ["failed", "failed", "queued"]
-    assert [row.error["code"] for row in rows if row.error] == ["unreadable_request"] * 2
+    assert [(row.status, row.attempt, row.crashes) for row in rows] == [
+        ("queued", 0, 0),
+        ("queued", 1, 1),
+        ("queued", 1, 1),
+    ]
+    assert (rows[0].worker, rows[0].lease_until) == (None, None)
 
 
 def test_a_shutdown_is_nobodys_failure(database: Database, catalog: Catalog) -> None:

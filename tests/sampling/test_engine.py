@@ -319,3 +319,34 @@ def test_few_rows_grow_with_the_queue(base: Base, images: int, rows: int):
     run(engine)
     assert max(future.result().stats.batch_size for future in futures) == rows
     engine.close()
+
+
+def test_a_pass_that_memory_has_no_room_for_is_halved_and_fails_nobody(base: Base, monkeypatch: pytest.MonkeyPatch):
+    requests = [make_request(number, adapter="adapter-0", steps=4) for number in range(8)]
+    engine = make_engine(base, make_shelf(base))
+    wanted = draw(engine, *requests)
+    real, rows = type(base).draw, []
+
+    def draw_few(base: Base, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        rows.append(len(x))
+        if len(x) > 4:
+            raise MemoryError
+        return real(base, x, *rest)
+
+    monkeypatch.setattr(type(base), "draw", draw_few)
+    assert largest_difference(draw(engine, *requests), wanted) <= 1
+    assert rows == [16, 8] + [4] * 16  # guided images take two rows each
+    assert largest_difference(draw(engine, *requests), wanted) <= 1
+    assert rows.count(16) == 2, "who was idle meanwhile tries anew"
+    engine.close()
+
+
+def test_an_image_that_memory_has_no_room_for_fails_and_the_next_is_drawn(base: Base, monkeypatch: pytest.MonkeyPatch):
+    engine = make_engine(base, make_shelf(base))
+    with monkeypatch.context() as patched:
+        patched.setattr(type(base), "draw", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        futures = [engine.submit(make_request(number)) for number in range(2)]
+        run(engine)
+    assert [type(future.exception()) for future in futures] == [MemoryError] * 2
+    assert len(draw(engine, make_request(2))) == 1
+    engine.close()

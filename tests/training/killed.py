@@ -24,7 +24,8 @@ from core.diffusion.families import load_base
 from core.training import checkpoint, trainee
 from core.training.data import TrainingData
 from core.training.loop import finish, fit
-from core.training.path import NumericPath, numeric_path
+from core.training.machine import numeric_path
+from core.training.path import NumericPath
 from core.training.randomness import generator
 from core.training.spec import TrainSpec
 from core.training.trainee import TrainState

@@ -26,7 +26,8 @@ from core.training.crew import Crew
 from core.training.data import TrainingData
 from core.training.distributed import RankLost, share_of
 from core.training.loop import advance, fit, start
-from core.training.path import NumericPath, numeric_path
+from core.training.machine import numeric_path
+from core.training.path import NumericPath
 from core.training.spec import TrainSpec
 from core.training.trainee import Diverged, Progress, Ranks, Trainee, TrainState
 from tests.processes import is_running
@@ -268,7 +269,7 @@ from pathlib import Path
 from core.diffusion.families import load_base
 from core.training.crew import Crew
 from core.training.loop import fit, start
-from core.training.path import numeric_path
+from core.training.machine import numeric_path
 from tests.training.jobs import make_data, make_spec
 
 folder = Path(sys.argv[1])

@@ -25,7 +25,7 @@ from core.training.checkpoint import CheckpointMismatch, CorruptCheckpoint
 from core.training.class_start import choose_class_start
 from core.training.data import TrainingData
 from core.training.loop import advance, finish, fit, start, validation_loss
-from core.training.path import numeric_path
+from core.training.machine import numeric_path
 from core.training.spec import TrainSpec
 from core.training.trainee import Diverged, Trainee, TrainState
 from tests.diffusion.tiny import make_pipeline

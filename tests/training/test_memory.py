@@ -14,8 +14,8 @@ from core.diffusion.base import Base
 from core.training import checkpoint
 from core.training.data import TrainingData
 from core.training.loop import fit
-from core.training.memory import OutOfMemory, fit_micro_batch, free_bytes, is_out_of_memory, row_bytes
-from core.training.path import numeric_path
+from core.training.machine import numeric_path
+from core.training.memory import OutOfMemory, fit_micro_batch, free_bytes, row_bytes
 from tests.diffusion.tiny import make_pipeline
 from tests.training.jobs import make_data, make_spec
 
@@ -83,21 +83,6 @@ def test_a_checkpoint_serves_a_smaller_micro_batch_and_no_larger_one(base: Base,
     assert checkpoint.load(saved, spec.digest, data.digest, replace(path, micro_batch=2)).step == 1
     with pytest.raises(checkpoint.CheckpointMismatch, match="micro_batch 4, this run 8"):
         checkpoint.load(saved, spec.digest, data.digest, replace(path, micro_batch=8))
-
-
-@pytest.mark.parametrize(
-    ("error", "is_one"),
-    [
-        (MemoryError(), True),
-        (torch.OutOfMemoryError("CUDA out of memory"), True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory"), True),
-        (RuntimeError("could not create a primitive"), True),
-        (RuntimeError("size mismatch"), False),
-        (ValueError("out of memory"), False),
-    ],
-)
-def test_it_is_told_which_errors_are_memory(error: Exception, is_one: bool) -> None:
-    assert is_out_of_memory(error) == is_one
 
 
 def test_free_memory_is_some_of_the_machines() -> None:

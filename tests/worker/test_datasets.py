@@ -9,8 +9,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from core.bases import Catalog
 from core.datasets import service as datasets
@@ -27,6 +29,7 @@ from core.storage.local import LocalStore
 from tests.datasets.archives import png, some, zip_of
 from tests.rows import make_tenant
 from worker.app import STOP_FILE
+from worker.outages import DatabaseUnavailable
 from worker.services import Services
 from worker.tasks.datasets import validate_waiting
 
@@ -193,6 +196,41 @@ def test_a_process_that_ends_with_its_worker_is_not_counted(
     with pytest.raises(ValidationInterrupted):
         validate_waiting(services)
     assert found(services, dataset_id).crashes == 0
+
+
+def away_at_the_verdict(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """The database does not answer then, so often."""
+    real = datasets.finish_validation
+    errors = [OperationalError("UPDATE", {}, Exception("the connection is lost")) for _ in range(times)]
+
+    def finish(*given: Any) -> bool:
+        if errors:
+            raise errors.pop()
+        return real(*given)
+
+    monkeypatch.setattr(datasets, "finish_validation", finish)
+
+
+def test_a_database_that_is_away_at_the_verdict_is_waited_for(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset_id = upload(services)
+    away_at_the_verdict(monkeypatch, times=1)
+    validate_waiting(services)
+    row = found(services, dataset_id)
+    assert (row.status, row.attempt, row.crashes) == ("processed", 1, 0)
+
+
+def test_a_database_that_stays_away_is_counted_against_no_dataset(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services.settings.lease_seconds = 0.1
+    dataset_id = upload(services)
+    away_at_the_verdict(monkeypatch, times=100)
+    with pytest.raises(DatabaseUnavailable):
+        validate_waiting(services)
+    row = found(services, dataset_id)
+    assert (row.status, row.crashes, row.lease_until) == ("uploaded", 0, None)
 
 
 def test_other_bytes_than_were_uploaded_are_never_used(services: Services) -> None:

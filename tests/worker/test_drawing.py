@@ -166,3 +166,40 @@ def test_a_request_is_delivered_while_the_pump_waits(shop: Shop, monkeypatch: py
     pump.run()
     assert shop.get_sample(sample_id).status == "succeeded"
     assert 0 < loops < 1000  # some 100 with a wait of 5 ms, hundreds of thousands without
+
+
+def test_a_request_whose_base_does_not_load_fails_alone(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, errors = shop.runtime.device, [MemoryError(), RuntimeError("no header")]
+
+    def device(model: str) -> Any:
+        if errors:
+            raise errors.pop()
+        return real(model)
+
+    monkeypatch.setattr(shop.runtime, "device", device)
+    asked = [shop.sample() for _ in range(3)]
+    shop.pump()
+    rows = [shop.get_sample(sample_id) for sample_id in asked]
+    assert [(row.status, (row.error or {}).get("code")) for row in rows] == [
+        ("failed", "internal_error"), ("failed", "internal_error"), ("succeeded", None),
+    ]  # fmt: skip
+
+
+def test_a_request_that_the_engine_takes_in_part_leaves_nothing_in_it(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = shop.runtime.device(MODEL).engine
+    submit, taken = engine.submit, []
+
+    def submit_one(request: Any, *rest: Any) -> Any:
+        if taken:
+            raise MemoryError
+        taken.append(submit(request, *rest))
+        return taken[0]
+
+    monkeypatch.setattr(engine, "submit", submit_one)
+    sample_id = shop.sample(n=2, steps=200)
+    shop.pump()
+    assert shop.get_sample(sample_id).status == "failed"
+    assert taken[0].cancelled()
+    assert not engine.has_work

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from core.training.path import ask_for_determinism
+from core.training.machine import ask_for_determinism
 
 
 @pytest.fixture
