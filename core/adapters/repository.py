@@ -37,9 +37,8 @@ class AdapterRepository:
     def list_newest(self, after: str | None, limit: int, labels: Mapping[str, str] | None = None) -> Page[Adapter]:
         """All, or those with these labels: an empty mapping asks for those that have none."""
         last = self.get(after, pointer="/after") if after else None
-        key = (last.created_at, last.id) if last else None
         query = self._own() if labels is None else self._own().where(*having(self._session, Adapter.labels, labels))
-        return newest_first(self._session, query, Adapter.created_at, Adapter.id, key, limit)
+        return newest_first(self._session, query, Adapter, last, limit)
 
     def list_all(self) -> list[Adapter]:
         return list(self._session.scalars(self._own().order_by(Adapter.created_at, Adapter.id)))

@@ -25,8 +25,7 @@ class DatasetRepository:
 
     def list_newest(self, after: str | None, limit: int) -> Page[Dataset]:
         last = self.get(after, pointer="/after") if after else None
-        key = (last.created_at, last.id) if last else None
-        return newest_first(self._session, self._own(), Dataset.created_at, Dataset.id, key, limit)
+        return newest_first(self._session, self._own(), Dataset, last, limit)
 
     def _own(self) -> Select[Dataset]:
         return select(Dataset).where(Dataset.tenant_id == self._tenant_id, Dataset.deleted_at.is_(None))

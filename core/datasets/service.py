@@ -10,6 +10,7 @@ from sqlalchemy.sql.dml import Update
 
 from core import faults, outbox
 from core.datasets.repository import DatasetRepository
+from core.db.leases import list_lost
 from core.db.session import now, wrote
 from core.errors import Conflict
 from core.evaluations import service as evaluations
@@ -148,9 +149,7 @@ def interrupt(session: Session, plan: ValidationPlan, max_attempts: int) -> bool
 
 def sweep(session: Session, max_attempts: int) -> bool:
     """Take back datasets whose lease ran out, and give up at the limit. True when any dataset waits for a worker."""
-    lost = select(Dataset).where(Dataset.status == "uploaded", Dataset.lease_until < now(session))
-    lost = lost.with_for_update(skip_locked=True).execution_options(populate_existing=True)
-    for dataset in session.scalars(lost).all():
+    for dataset in list_lost(session, Dataset, "uploaded"):
         _count_crash(session, dataset, max_attempts)
     return session.scalar(select(Dataset.id).where(*_waiting()).limit(1)) is not None
 

@@ -15,11 +15,14 @@ class Page(Generic[Row]):
     has_more: bool
 
 
-def newest_first(
-    session: Session, query: Select[Any], created_at: Any, id_: Any, after: tuple[Any, Any] | None, limit: int
-) -> Page[Any]:
-    """`after` is the (created_at, id) of the last row that the caller has."""
-    if after is not None:
-        query = query.where(tuple_(created_at, id_) < tuple_(*after))
-    rows = list(session.scalars(query.order_by(created_at.desc(), id_.desc()).limit(limit + 1)))
+def newest_first(session: Session, query: Select[Row], table: type[Row], last: Row | None, limit: int) -> Page[Row]:
+    """Of the rows of `table` that `query` selects; `last` is the last one that the caller has."""
+    columns: Any = table
+    if last is not None:
+        query = query.where(tuple_(columns.created_at, columns.id) < tuple_(*_key(last)))
+    rows = list(session.scalars(query.order_by(columns.created_at.desc(), columns.id.desc()).limit(limit + 1)))
     return Page(rows[:limit], len(rows) > limit)
+
+
+def _key(row: Any) -> tuple[Any, Any]:
+    return row.created_at, row.id

@@ -21,8 +21,7 @@ class EvaluationRepository:
 
     def list_newest(self, after: str | None, limit: int) -> Page[Evaluation]:
         last = self.get(after, pointer="/after") if after else None
-        key = (last.created_at, last.id) if last else None
-        return newest_first(self._session, self._own(), Evaluation.created_at, Evaluation.id, key, limit)
+        return newest_first(self._session, self._own(), Evaluation, last, limit)
 
     def _own(self) -> Select[Evaluation]:
         return select(Evaluation).where(Evaluation.tenant_id == self._tenant_id)

@@ -13,6 +13,7 @@ from sqlalchemy.sql.dml import Update
 
 from core import outbox
 from core.bases import Catalog
+from core.db.leases import list_lost
 from core.db.session import now, wrote
 from core.diffusion.catalog import BaseSummary
 from core.errors import Conflict, Invalid, OverQuota
@@ -256,9 +257,7 @@ def fail(session: Session, plan: Claimed, *, code: str, message: str, param: str
 
 def sweep(session: Session, max_crashes: int) -> bool:
     """Take back evaluations whose lease ran out. True when any waits for a worker."""
-    lost = select(Evaluation).where(Evaluation.status == "running", Evaluation.lease_until < now(session))
-    lost = lost.with_for_update(skip_locked=True).execution_options(populate_existing=True)
-    for row in session.scalars(lost).all():
+    for row in list_lost(session, Evaluation, "running"):
         put_back(session, Claimed(row.id, row.attempt), "its worker fell silent", max_crashes)
     return session.scalar(select(Evaluation.id).where(Evaluation.status == "queued").limit(1)) is not None
 

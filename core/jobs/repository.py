@@ -36,10 +36,9 @@ class JobRepository:
     ) -> Page[Job]:
         """All, or those with these labels and in this state: an empty mapping asks for those that have no label."""
         last = self.get(after, pointer="/after") if after else None
-        key = (last.created_at, last.id) if last else None
         query = self._own() if labels is None else self._own().where(*having(self._session, Job.labels, labels))
         query = query if status is None else query.where(Job.status == status)
-        return newest_first(self._session, query, Job.created_at, Job.id, key, limit)
+        return newest_first(self._session, query, Job, last, limit)
 
     def list_events(self, job_id: str, before: int | None, limit: int) -> Page[JobEvent]:
         """Newest first; `before` is the id of the last one that the caller has."""

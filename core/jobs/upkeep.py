@@ -3,7 +3,7 @@
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from core.db.session import now
+from core.db.leases import list_lost
 from core.jobs.attempts import take_back
 from core.jobs.states import UNFINISHED, Status
 from core.models import Checkpoint, Job
@@ -11,9 +11,7 @@ from core.models import Checkpoint, Job
 
 def sweep(session: Session, max_crashes: int) -> bool:
     """Take back jobs whose lease ran out. True when any job waits for a worker."""
-    lost = select(Job).where(Job.status == Status.running, Job.lease_until < now(session))
-    lost = lost.with_for_update(skip_locked=True).execution_options(populate_existing=True)
-    for job in session.scalars(lost).all():
+    for job in list_lost(session, Job, Status.running):
         take_back(session, job, "its worker fell silent", max_crashes)
     return session.scalar(select(Job.id).where(Job.status == Status.queued).limit(1)) is not None
 

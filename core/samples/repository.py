@@ -21,8 +21,7 @@ class SampleRepository:
 
     def list_newest(self, after: str | None, limit: int) -> Page[Sample]:
         last = self.get(after, pointer="/after") if after else None
-        key = (last.created_at, last.id) if last else None
-        return newest_first(self._session, self._own(), Sample.created_at, Sample.id, key, limit)
+        return newest_first(self._session, self._own(), Sample, last, limit)
 
     def _own(self) -> Select[Sample]:
         return select(Sample).where(Sample.tenant_id == self._tenant_id)

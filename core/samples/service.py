@@ -12,6 +12,7 @@ from sqlalchemy.sql.dml import Update
 
 from core import outbox
 from core.bases import Catalog
+from core.db.leases import list_lost
 from core.db.session import clock, now, wrote
 from core.diffusion.catalog import BaseSummary
 from core.errors import Conflict, OverQuota, Unavailable
@@ -219,9 +220,7 @@ def release(session: Session, plan: Claimed) -> bool:
 def sweep(session: Session, max_attempts: int) -> bool:
     """Take back requests whose lease ran out. True when any request waits for a worker."""
     expire(session)
-    lost = select(Sample).where(Sample.status == "running", Sample.lease_until < clock(session))
-    lost = lost.with_for_update(skip_locked=True).execution_options(populate_existing=True)
-    for sample in session.scalars(lost).all():
+    for sample in list_lost(session, Sample, "running"):
         sample.crashes += 1
         session.flush()
         plan = Claimed(sample.id, sample.attempt)

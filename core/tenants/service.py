@@ -91,9 +91,8 @@ def authenticate(session: Session, secret: str) -> Tenant:
 def list_keys(session: Session, tenant_id: str, after: str | None, limit: int) -> Page[ApiKey]:
     """Newest first, the revoked ones too."""
     last = _get_key(session, tenant_id, after, pointer="/after") if after else None
-    key = (last.created_at, last.id) if last else None
     own = select(ApiKey).where(ApiKey.tenant_id == tenant_id)
-    return newest_first(session, own, ApiKey.created_at, ApiKey.id, key, limit)
+    return newest_first(session, own, ApiKey, last, limit)
 
 
 def revoke_key(session: Session, tenant_id: str, key_id: str) -> ApiKey:

@@ -122,8 +122,7 @@ def test_pages_are_newest_first_and_break_ties_by_id(database: Database) -> None
             seen: list[Tenant] = []
             has_more = True
             while has_more:
-                after = (seen[-1].created_at, seen[-1].id) if seen else None
-                page = newest_first(session, select(Tenant), Tenant.created_at, Tenant.id, after, limit)
+                page = newest_first(session, select(Tenant), Tenant, seen[-1] if seen else None, limit)
                 assert len(page.rows) <= limit
                 seen += page.rows
                 has_more = page.has_more
