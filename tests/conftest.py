@@ -6,7 +6,7 @@ Servers start when a test first asks for them and live as long as the run.
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -133,9 +133,15 @@ def s3_settings(seaweedfs: SeaweedFS, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def stack_settings(postgres: Postgres, valkey: Valkey, seaweedfs: SeaweedFS) -> dict[str, str]:
-    """The real stack as settings by name, for a service to start on: a database without tables, an empty prefix."""
-    return {"database_url": postgres.create_database(), "broker_url": valkey.url, **_s3(seaweedfs)}
+def new_stack(postgres: Postgres, valkey: Valkey, seaweedfs: SeaweedFS) -> Callable[[], dict[str, str]]:
+    """The real stack as settings by name, for a service to start on: each time a database without tables, an empty
+    prefix and a broker without messages. The last one's service has ended by then."""
+
+    def make() -> dict[str, str]:
+        valkey.flush()
+        return {"database_url": postgres.create_database(), "broker_url": valkey.url, **_s3(seaweedfs)}
+
+    return make
 
 
 def _s3(seaweedfs: SeaweedFS) -> dict[str, str]:

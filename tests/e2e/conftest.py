@@ -22,6 +22,6 @@ def service(
 ) -> Iterator[RunningService]:
     settings = {"lease_seconds": "3"}
     if request.param == "stack":
-        settings |= request.getfixturevalue("stack_settings")
+        settings |= request.getfixturevalue("new_stack")()
     with running(tmp_path_factory.mktemp(request.param) / "data", tiny_base, **settings) as service:
         yield service
