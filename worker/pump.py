@@ -26,6 +26,7 @@ from worker.runtime import Runtime
 log = structlog.get_logger()
 
 _DENOISE_PER_TRAIN = 8  # sampling goes first, but a training job moves on under any load
+_SUSPECT_SECONDS = 0.5
 _LINGER_SECONDS = 1.0  # an idle pump waits so long for more before it returns
 
 
@@ -39,6 +40,7 @@ class Pump:
         self._trained_last = False
         self._roused = threading.Event()
         self._polled_at = 0.0
+        self._suspects_at = 0.0
 
     def run(self) -> None:
         """Returns when there is nothing left to do, the slice is over, or the worker shuts down."""
@@ -88,8 +90,7 @@ class Pump:
     def _take(self, may_train: bool, may_sample: bool, is_told: bool, is_due: bool) -> None:
         settings = self._services.settings
         may_sample = may_sample and settings.role != "train"
-        # Suspects cost a statement more: not where somebody waits for a picture.
-        claimed = self._drawing.claim(is_told, is_due and not self._holds_suspect) if may_sample else 0
+        claimed = self._drawing.claim(is_told, self._may_take_suspect()) if may_sample else 0
         if claimed and not is_due:
             return
         self._polled_at = time.monotonic()
@@ -99,6 +100,14 @@ class Pump:
     @property
     def _has_slice(self) -> bool:
         return self._evaluating is not None or not self._training.is_empty
+
+    def _may_take_suspect(self) -> bool:
+        """Of the requests for images, now and then: looking costs a statement, and others wait for their pictures."""
+        moment = time.monotonic()
+        if self._holds_suspect or moment - self._suspects_at < _SUSPECT_SECONDS:
+            return False
+        self._suspects_at = moment
+        return True
 
     @property
     def _holds_suspect(self) -> bool:
