@@ -19,6 +19,7 @@ from core.errors import Conflict, NotFound
 from core.evaluations import service as evaluations
 from core.evaluations.spec import EvaluationSpec
 from core.jobs import attempts
+from core.jobs.attempts import Plan
 from core.models import Adapter, Dataset, Evaluation, Job, Sample, Tenant
 from core.samples import service as samples
 from core.storage import keys
@@ -198,6 +199,24 @@ def test_whichever_comes_first_nothing_of_a_deleted_tenant_is_left(
                 assert {row.status for row in session.scalars(select(table))} <= {"cancelled"}
 
 
+def _during_suspension(database: Database, plan: Plan, write: Callable[[Session], bool]) -> bool:
+    """What a worker's `write` returns while it holds its job and the tenant is being suspended."""
+    holds_job = threading.Event()
+
+    def work() -> bool:
+        with database.write() as session:
+            assert attempts.is_held(session, plan)
+            holds_job.set()
+            time.sleep(0.3)  # the suspension is under way
+            return write(session)
+
+    def suspend() -> None:
+        holds_job.wait(30)
+        leaving.suspend(database, plan.tenant_id)
+
+    return race(work, suspend)[0]
+
+
 def test_a_worker_that_reports_and_a_suspension_do_not_wait_for_each_other(
     database: Database, catalog: Catalog
 ) -> None:
@@ -205,20 +224,7 @@ def test_a_worker_that_reports_and_a_suspension_do_not_wait_for_each_other(
         tenant = make_tenant(session)
         make_job(session, tenant, catalog)
         plan = claim_job(session, catalog)
-    is_reporting = threading.Event()
-
-    def report() -> bool:
-        with database.write() as session:
-            assert attempts.is_held(session, plan)
-            is_reporting.set()
-            time.sleep(0.3)  # the suspension is under way
-            return report_step(session, plan, 1).held
-
-    def suspend() -> None:
-        is_reporting.wait(30)
-        leaving.suspend(database, tenant.id)
-
-    assert race(report, suspend)[0]
+    assert _during_suspension(database, plan, lambda session: report_step(session, plan, 1).held)
     with database.read() as session:
         assert attempts.standing(session, plan).cancel
 
@@ -232,20 +238,11 @@ def test_a_job_that_ends_by_itself_stands_in_no_suspensions_way_nor_leaves_an_ev
         dataset.classes = [{"name": "a", "count": 200}, {"name": "b", "count": 200}]
         make_job(session, tenant, catalog, dataset, evaluate=True)
         plan = claim_job(session, catalog)
-    is_finishing = threading.Event()
 
-    def finish() -> bool:
-        with database.write() as session:
-            assert attempts.is_held(session, plan)
-            is_finishing.set()
-            time.sleep(0.3)  # the suspension is under way
-            return attempts.finish(session, plan, adapter_for(plan), {})
+    def finish(session: Session) -> bool:
+        return attempts.finish(session, plan, adapter_for(plan), {})
 
-    def suspend() -> None:
-        is_finishing.wait(30)
-        leaving.suspend(database, tenant.id)
-
-    assert race(finish, suspend)[0]
+    assert _during_suspension(database, plan, finish)
     with database.read() as session:
         assert session.get_one(Tenant, tenant.id).status == "suspended"
         assert session.get_one(Job, plan.job_id).status == "succeeded"
