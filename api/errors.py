@@ -22,10 +22,6 @@ from core.tenants.service import Suspended, Unauthenticated
 
 log = structlog.get_logger()
 
-RETRY_SECONDS = 2
-PASSING = {"idempotency_in_flight": 1, "job_moving": 1, "file_not_validated": RETRY_SECONDS}
-"""Conflicts that pass by themselves, and the seconds after which to ask again; any other stands until somebody acts."""
-
 
 class Malformed(DomainError):
     """The request cannot be parsed."""
@@ -55,6 +51,7 @@ class InFlight(Conflict):
     """The same request is under way."""
 
     code = "idempotency_in_flight"
+    retry_after_seconds = 1
 
 
 class StillDrawing(Unavailable):
@@ -194,14 +191,11 @@ def _status_of(error: DomainError) -> int:
 def _headers_of(error: DomainError) -> dict[str, str]:
     if isinstance(error, Unauthenticated):
         return {"WWW-Authenticate": "Bearer"}
-    if isinstance(error, OverQuota):
-        return {"Retry-After": str(error.retry_after_seconds)}
-    if isinstance(error, StillDrawing):  # a retry would draw it a second time: look at Location instead
-        return {"Retry-After": str(RETRY_SECONDS), "Location": error.location, "x-should-retry": "false"}
-    if isinstance(error, Unavailable):
-        return {"Retry-After": str(RETRY_SECONDS)}
-    if isinstance(error, Conflict) and error.code in PASSING:
-        return {"Retry-After": str(PASSING[error.code])}
+    if error.retry_after_seconds is not None:
+        headers = {"Retry-After": str(error.retry_after_seconds)}
+        if isinstance(error, StillDrawing):  # a retry would draw it a second time: look at Location instead
+            headers |= {"Location": error.location, "x-should-retry": "false"}
+        return headers
     if isinstance(error, (Conflict, TimedOut)):
         return {"x-should-retry": "false"}
     return {}

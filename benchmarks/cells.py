@@ -29,7 +29,8 @@ RESULTS = Path(__file__).parent / "results" / "table"
 SHEETS = Path(__file__).parent / ".work" / "sheets"
 BASE = Path(__file__).parent.parent / "models" / "emoji-dit-64"
 
-Draw = tuple[Guidance, float]
+Way = Guidance | Literal["cfg-across", "domain-across"]
+Draw = tuple[Way, float]
 MAIN: Draw = ("cfg", 3.0)  # the service's default
 DOMAIN: Draw = ("domain", 2.0)
 Recipe = Literal["paper", "service"]
@@ -210,7 +211,7 @@ def run_cell(place: Place, cell: Cell) -> Result:
     }
 
 
-def _measured(cell: Cell, base, domain, predict, null, guidance: Guidance, scale: float) -> Result:  # noqa: ANN001
+def _measured(cell: Cell, base, domain, predict, null, guidance: Way, scale: float) -> Result:  # noqa: ANN001
     """Draw as many pictures of each class as the measured part has, and compare."""
     from benchmarks.drawing import STEPS, draw  # noqa: PLC0415
     from core.evaluation.features import load_features  # noqa: PLC0415

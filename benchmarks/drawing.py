@@ -1,15 +1,22 @@
-"""Pictures from any predictor: the service's solver and guidance, for methods that the engine does not hold."""
+"""Pictures from any predictor: the service's solver and guidance, for methods that the engine does not hold.
+
+And two ways that the service does not have: guidance whose change of x̂_0 is taken across x̂_0 alone, so that nothing
+that is there already is made stronger (`-across`; Sadat et al., arXiv 2410.02416, equation 6 with η = 0).
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from benchmarks.cells import Way
 from benchmarks.methods import Predict
 from core.diffusion.base import Base
 from core.diffusion.guidance import guide
+from core.diffusion.products import is_quick_at_bfloat16
 from core.diffusion.solvers import Update, make_plan
-from core.sampling.request import Guidance
 
 STEPS = 20
 _BATCH = 50
@@ -22,7 +29,7 @@ def draw(
     null: Predict,
     labels: Sequence[int],
     null_label: int,
-    guidance: Guidance,
+    guidance: Way,
     scale: float,
     seed: int,
     steps: int = STEPS,
@@ -41,7 +48,7 @@ def _batch(
     null: Predict,
     labels: Sequence[int],
     null_label: int,
-    guidance: Guidance,
+    guidance: Way,
     scale: float,
     seed: int,
     steps: int,
@@ -53,12 +60,26 @@ def _batch(
     wanted, nulls = torch.tensor(list(labels)), torch.full((len(labels),), null_label)
     plan = make_plan(base.schedule, "dpm++", steps, "trailing")
     scales = torch.full((len(labels),), scale)
+    is_quick = is_quick_at_bfloat16(x.device)  # half the time there; the same for every method
     for step in range(steps):
         t = torch.full((len(labels),), float(plan.times[step]))
-        with torch.autocast("cpu", torch.bfloat16):  # half the time; the same for every method
+        update = Update.of([plan] * len(labels), [step] * len(labels))
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_quick):
             out = predict(x, t, wanted)
             if guidance != "none":
-                other = predict if guidance == "cfg" else null
-                out = guide(out, other(x, t, nulls), scales)
-        x, previous = Update.of([plan] * len(labels), [step] * len(labels))(x, out, previous)
+                other = (predict if guidance.startswith("cfg") else null)(x, t, nulls)
+                if guidance.endswith("-across"):
+                    other = out - _across(out - other, update(x, out, previous)[1])
+                out = guide(out, other, scales)
+        x, previous = update(x, out, previous)
     return base.decode(x)
+
+
+def _across(change: Tensor, x0: Tensor) -> Tensor:
+    """The part of a change (B, C, h, w) that is orthogonal to x̂_0, row by row.
+
+    x̂_0 is linear in the model's output at a step, so what is orthogonal in one is so in the other.
+    """
+    ray = F.normalize(x0.flatten(1), dim=1)
+    along = (change.flatten(1) * ray).sum(1, keepdim=True) * ray
+    return change - along.view_as(change)

@@ -6,8 +6,10 @@ DiffFit and BitFit are the service's own trainer. The others change a base of th
 |---|---|
 | full | every weight and bias |
 | lora-qkv | LoRA of rank 8 on the attention's q, k and v (arXiv 2304.06648, table 1; Hu et al., arXiv 2106.09685) |
-| lora-fair | LoRA of rank 8 on every linear map of the blocks, and every bias |
+| lora-fair | LoRA of rank 8 on every linear map of the blocks, and every bias; `lora-fair-1` of rank 1 |
 | modules | bottlenecks of width 8 behind attention and feed-forward (Houlsby et al., arXiv 1902.00751) |
+
+`difffit-fixed-gates` and `bitfit-fixed-gates` leave the biases of adaLN's gates alone (`benchmarks.causes`).
 """
 
 import dataclasses
@@ -29,6 +31,7 @@ from core.adapters import format as adapter_format
 from core.diffusion.base import Base
 from core.diffusion.catalog import BaseSummary
 from core.diffusion.families import load_base
+from core.diffusion.layout import AdapterLayout
 from core.diffusion.places import AdaptedAffine
 from core.training.data import TrainingData, prepare
 from core.training.loop import finish, fit, start
@@ -36,18 +39,24 @@ from core.training.machine import numeric_path
 from core.training.objective import row_losses
 from core.training.optim import average_step, rate_at
 from core.training.spec import TrainSpec, resolve
-from core.training.trainee import Trainee, TrainState
+from core.training.trainee import Trainee, TrainState, layout_of
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Prediction (B, C, h, w) of x (B, C, h, w) at times t (B,) for labels (B,); the label after the last class is null."""
 
-RANK = 8
-METHODS = ("base", "full", "bitfit", "difffit", "difffit-all", "lora-qkv", "lora-fair", "modules")
+WIDTH = 8  # of the bottlenecks
+_RANKS = {"lora-qkv": 8, "lora-fair": 8, "lora-fair-1": 1}
+_FIXED_GATES = "-fixed-gates"
 _OURS: dict[str, dict[str, object]] = {
     "bitfit": {"layout": "bitfit"},
     "difffit": {"gamma_depth": "half"},
     "difffit-all": {"gamma_depth": "all"},
 }
+_OURS |= {f"{method}{_FIXED_GATES}": _OURS[method] for method in ("bitfit", "difffit")}
+
+ADALN_PARTS = ("shift_msa", "scale_msa", "gate_msa", "shift_mlp", "scale_mlp", "gate_mlp")
+"""What a block's adaLN hands out, in the order of its linear map's rows (arXiv 2212.09748, section 3.2)."""
+GATES = tuple(number for number, part in enumerate(ADALN_PARTS) if part.startswith("gate"))
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,8 @@ def adapt(
         return Adapted(_predictor(base, data, spec, state), 0, 0, 0.0, 0, [])
     if asked.method in _OURS:
         trained = base if dtype == base.dtype else load_base(folder, dtype=dtype, name=base.name)
-        return _ours(base, trained, data, spec, watch, watch_every)
+        fixed = gate_biases(layout_of(base, spec)) if asked.method.endswith(_FIXED_GATES) else None
+        return _ours(base, trained, data, spec, watch, watch_every, fixed)
     return _others(folder, base, data, spec, asked.method, dtype, watch, watch_every)
 
 
@@ -142,13 +152,17 @@ def _ours(
     spec: TrainSpec,
     watch: Callable[[int, Predict], None] | None,
     watch_every: int,
+    fixed: Tensor | None,
 ) -> Adapted:
+    """`fixed` holds the places of the vector that are to stay zero, which is the base."""
     state = start(trained, data, spec)
     path = numeric_path(trained, spec, rows="fused")
     losses: list[float] = []
     peak, seconds = Peak(), 0.0
     began = time.process_time()
     for progress in fit(trained, data, spec, state, path):
+        if fixed is not None:
+            state.vector[fixed] = state.average[fixed] = 0.0
         seconds += time.process_time() - began
         losses.append(progress.loss)
         if watch is not None and progress.step % watch_every == 0:
@@ -156,7 +170,18 @@ def _ours(
         began = time.process_time()
     adapter = finish(state, trained, spec, data)
     size = len(adapter_format.save(adapter))
-    return Adapted(_predictor(base, data, spec, state), adapter.parameter_count, size, seconds, peak.bytes(), losses)
+    count = adapter.parameter_count - (0 if fixed is None else len(fixed))
+    return Adapted(_predictor(base, data, spec, state), count, size, seconds, peak.bytes(), losses)
+
+
+def gate_biases(layout: AdapterLayout) -> Tensor:
+    """Where the biases of the blocks' gates lie in an adapter's vector."""
+    places: list[Tensor] = []
+    for entry in layout.entries:
+        if entry.name.endswith(".norm1.linear.bias"):
+            parts = torch.arange(entry.offset, entry.offset + entry.size).chunk(len(ADALN_PARTS))
+            places += [parts[number] for number in GATES]
+    return torch.cat(places)
 
 
 def _predictor(base: Base, data: TrainingData, spec: TrainSpec, state: TrainState) -> Predict:
@@ -280,22 +305,21 @@ def _averaged(base: Base, trainee: Trainee, parameters: list[nn.Parameter], aver
 def _open(base: Base, method: str) -> dict[str, nn.Parameter]:
     """Let gradients flow to what the method trains, by name."""
     network = base.network
+    is_fair_lora = method.startswith("lora-fair")
     for name, place in [*network.named_modules()]:
         if not isinstance(place, AdaptedAffine) or not isinstance(place.inner, nn.Linear):
             continue
         role = name.rpartition("transformer_blocks.")[2].partition(".")[2]  # without the block's number
         in_block = "transformer_blocks." in name
-        if (method == "lora-fair" and in_block) or (
-            method == "lora-qkv" and role in ("attn1.to_q", "attn1.to_k", "attn1.to_v")
-        ):
-            place.inner = Lora(place.inner, RANK)  # pyright: ignore[reportAttributeAccessIssue]
+        if (is_fair_lora and in_block) or (method == "lora-qkv" and role in ("attn1.to_q", "attn1.to_k", "attn1.to_v")):
+            place.inner = Lora(place.inner, _RANKS[method])  # pyright: ignore[reportAttributeAccessIssue]
         elif method == "modules" and role in ("attn1.to_out.0", "ff.net.2"):
-            place.inner = Bottleneck(place.inner, RANK)  # pyright: ignore[reportAttributeAccessIssue]
+            place.inner = Bottleneck(place.inner, WIDTH)  # pyright: ignore[reportAttributeAccessIssue]
     chosen: dict[str, nn.Parameter] = {}
     for name, parameter in network.named_parameters():
         leaf = name.rpartition(".")[2]
         is_added = ".down" in name or ".up" in name
-        if method == "full" or is_added or (method == "lora-fair" and leaf == "bias"):
+        if method == "full" or is_added or (is_fair_lora and leaf == "bias"):
             parameter.requires_grad_(True)
             chosen[name] = parameter
     return chosen

@@ -128,13 +128,13 @@ def _mean(draws: Sequence[Result], field: str) -> float:
 def show_summary(summary: Result) -> None:
     for other, row in summary["compared"].items():
         if row["ratio"] is not None:
-            print(_line(f"difffit / {other}, {row['guidance']}", row))
+            print(line(f"difffit / {other}, {row['guidance']}", row))
     for method, row in summary["guidance"].items():
         if row["ratio"] is not None:
-            print(_line(f"{method}: domain / cfg", row))
+            print(line(f"{method}: domain / cfg", row))
 
 
-def _line(title: str, row: Result) -> str:
+def line(title: str, row: Result) -> str:
     verdicts = ", ".join(f"{name} {verdict}" for name, verdict in row["domains"].items())
     low, high = row["interval"]
     pairs = f"mean of {row['pairs']} pairs {row['geometric']:.3f}, 95 % {low:.3f} to {high:.3f}"

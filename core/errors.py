@@ -2,14 +2,27 @@
 
 
 class DomainError(Exception):
-    """Base of the families. `code` is stable and documented; `pointer` (RFC 6901) names the field at fault, if any."""
+    """Base of the families. `code` is stable and documented; `pointer` (RFC 6901) names the field at fault, if any.
+
+    `retry_after_seconds` says when the same may be asked again; None where asking again changes nothing.
+    """
 
     code = "error"
+    retry_after_seconds: int | None = None
 
-    def __init__(self, message: str, *, code: str | None = None, pointer: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        pointer: str | None = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.code = code or type(self).code
         self.pointer = pointer
+        if retry_after_seconds is not None:
+            self.retry_after_seconds = retry_after_seconds
 
     @property
     def param(self) -> str | None:
@@ -29,7 +42,7 @@ class NotFound(DomainError):
 
 
 class Conflict(DomainError):
-    """The thing is in a state that does not allow this."""
+    """The thing is in a state that does not allow this, until somebody acts or for `retry_after_seconds`."""
 
     code = "conflict"
 
@@ -41,18 +54,14 @@ class Invalid(DomainError):
 
 
 class OverQuota(DomainError):
-    """A limit of the tenant is reached; `retry_after_seconds` says when to ask again."""
+    """A limit of the tenant is reached."""
 
     code = "over_quota"
-
-    def __init__(
-        self, message: str, *, retry_after_seconds: int = 60, code: str | None = None, pointer: str | None = None
-    ) -> None:
-        super().__init__(message, code=code, pointer=pointer)
-        self.retry_after_seconds = retry_after_seconds
+    retry_after_seconds = 60
 
 
 class Unavailable(DomainError):
-    """Something that we depend on does not answer now. The only family that is worth a retry."""
+    """Something that we depend on does not answer now. The family that workers try again."""
 
     code = "unavailable"
+    retry_after_seconds = 2

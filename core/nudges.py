@@ -6,6 +6,8 @@ from typing import Any
 
 import redis
 
+from core.settings import BadSettings
+
 WORK = "difffit.work"  # said after a commit that promised a message; the relay and running pumps listen
 DONE = "difffit.done"  # an id whose row has reached a terminal state; waiting callers listen
 _NEWS = "/news"
@@ -28,6 +30,20 @@ def connect(broker_url: str) -> "redis.Redis":
     if broker_url.startswith("redis+socket://"):
         broker_url = "unix://" + broker_url.removeprefix("redis+socket://")
     return redis.Redis.from_url(broker_url, **_TIMEOUTS)
+
+
+def refuse_eviction(broker_url: str) -> None:
+    """Raises BadSettings where the broker may drop messages that wait. One that does not answer is not judged."""
+    try:
+        with connect(broker_url) as client:
+            policy = client.info("memory")["maxmemory_policy"]
+    except (redis.RedisError, OSError, KeyError):
+        return
+    if policy.startswith("allkeys-"):  # `volatile-…` takes what has an end of its own: fresh pictures, never a queue
+        raise BadSettings(
+            f"the broker at DIFFFIT_BROKER_URL drops queued work when its memory is full (maxmemory-policy {policy}): "
+            "set its maxmemory-policy to noeviction"
+        )
 
 
 class Nudges:

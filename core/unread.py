@@ -2,10 +2,13 @@
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import structlog
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 _UNREADABLE = (KeyError, TypeError, ValueError)  # what reading back a spec with other fields raises
 
@@ -24,12 +27,11 @@ class Unread:
         self._until = {row_id: until for row_id, until in self._until.items() if until > moment}
         return list(self._until)
 
-    def reads(self, row_id: str, read: Callable[[], object]) -> bool:
-        """Whether `read` comes through; else the row is one of `ids` from now on."""
+    def read(self, row_id: str, read: Callable[[], T]) -> T | None:
+        """What `read` returns; None where it cannot, and the row is one of `ids` from now on."""
         try:
-            read()
+            return read()
         except _UNREADABLE as error:
             log.warning(f"{self._kind}.left_to_another_release", row_id=row_id, error=repr(error))
             self._until[row_id] = time.monotonic() + self._again
-            return False
-        return True
+            return None

@@ -14,9 +14,9 @@ from core.bases import Catalog
 from core.datasets import service as datasets
 from core.db.session import now
 from core.diffusion.catalog import BaseSummary
-from core.jobs import attempts
+from core.jobs import attempts, claims
 from core.jobs import service as jobs
-from core.jobs.attempts import Plan
+from core.jobs.claims import Plan
 from core.models import Adapter, Dataset, Job, Sample, Tenant
 from core.samples import service as samples
 from core.samples.spec import SampleSpec
@@ -108,7 +108,7 @@ def make_job(session: Session, tenant: Tenant, catalog: Catalog, dataset: Datase
 
 
 def claim_job(session: Session, catalog: Catalog, worker: str = WORKER) -> Plan:
-    plan = attempts.claim(session, worker, LEASE, catalog)
+    plan = claims.claim(session, worker, LEASE, catalog)
     assert plan is not None
     return plan
 

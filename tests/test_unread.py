@@ -12,8 +12,8 @@ def read_of(data: dict[str, int]) -> object:
 def test_what_cannot_be_read_is_left_out_and_said_once() -> None:
     unread = Unread("job")
     with capture_logs() as logs:
-        assert unread.reads("good", lambda: read_of({"known": 1}))
-        assert not unread.reads("bad", lambda: read_of({"known": 1, "of_a_newer_release": 1}))
+        assert unread.read("good", lambda: read_of({"known": 1})) == 1
+        assert unread.read("bad", lambda: read_of({"known": 1, "of_a_newer_release": 1})) is None
     assert unread.ids() == ["bad"]
     [line] = logs
     assert (line["event"], line["row_id"]) == ("job.left_to_another_release", "bad")
@@ -22,5 +22,5 @@ def test_what_cannot_be_read_is_left_out_and_said_once() -> None:
 
 def test_it_is_looked_at_anew_after_a_while() -> None:
     unread = Unread("job", again_seconds=0.0)
-    assert not unread.reads("bad", lambda: read_of({}))
+    assert unread.read("bad", lambda: read_of({})) is None
     assert unread.ids() == []

@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 from celery import Celery
 from celery.signals import setup_logging, worker_init, worker_process_init, worker_shutting_down
 
+from core import nudges
 from core.logs import configure_logs
 from core.parent import die_with_parent
-from core.settings import get_settings
+from core.settings import BadSettings, Settings, get_settings
 
 QUEUES = {
     "dataset.validate": "datasets",
@@ -63,12 +65,21 @@ def _logs(**_: Any) -> None:
 @worker_init.connect
 def _prepare(**_: Any) -> None:
     """In the parent, before the child is spawned: the child inherits the stop file's name."""
+    check_broker(get_settings())
     # A thread that waits for its twin must not burn the core that the twin needs: with both cores in use elsewhere,
     # a step on two spinning threads took over 10 s, on two that sleep 0.65 s (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     folder = tempfile.mkdtemp(prefix="difffit-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ[STOP_FILE] = str(Path(folder) / "stop")
+
+
+def check_broker(settings: Settings) -> None:
+    """End this process, saying why, where the broker may drop what is queued."""
+    try:
+        nudges.refuse_eviction(settings.broker)
+    except BadSettings as error:
+        sys.exit(str(error))
 
 
 @worker_process_init.connect

@@ -10,7 +10,7 @@ from core import faults
 from core.diffusion.base import Base
 from core.errors import DomainError, Unavailable
 from core.jobs import attempts
-from core.jobs.attempts import Plan, Saved
+from core.jobs.claims import Plan, Saved
 from core.storage import keys, verified
 from core.storage.base import CorruptObject, ObjectMissing
 from core.training import checkpoint

@@ -8,7 +8,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from core import faults
-from core.jobs import attempts
+from core.jobs import claims
 from core.models import Job
 from core.out_of_memory import halved, is_out_of_memory, let_go
 from core.training.loop import advance
@@ -60,11 +60,11 @@ class CoTraining:
         fits = None if suspects and not self._slices else partial(self._fits, suspects=suspects)
         catalog, devices = self._services.catalog, 1 if self._slices else self._runtime.max_devices
         with self._services.database.read() as session:
-            if not attempts.is_waiting(session, catalog, fits, devices):
+            if not claims.is_waiting(session, catalog, fits, devices):
                 return False
         with self._services.database.write() as session:
             settings = self._services.settings
-            plan = attempts.claim(
+            plan = claims.claim(
                 session, self._services.worker, settings.lease_seconds, catalog, fits, devices, settings.max_steps
             )
         if plan is None:

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 import structlog
 
 from core.jobs import attempts
-from core.jobs.attempts import Plan
+from core.jobs.claims import Plan
 from core.sampling.request import AdapterPart, SampleRequest
 from core.sampling.row import Sampled
 from core.storage import keys

@@ -22,7 +22,7 @@ from core.diffusion.families import load_base
 from core.diffusion.families.dit_passes import check_compiler
 from core.diffusion.layout import AdapterLayout
 from core.diffusion.products import is_quick_at_bfloat16
-from core.jobs.attempts import Plan
+from core.jobs.claims import Plan
 from core.models import Adapter as AdapterRow
 from core.sampling.engine import Engine
 from core.storage import verified

@@ -20,7 +20,8 @@ from core.diffusion.base import Base
 from core.errors import DomainError, Unavailable
 from core.ids import new_id
 from core.jobs import attempts
-from core.jobs.attempts import Plan, Standing
+from core.jobs.attempts import Standing
+from core.jobs.claims import Plan
 from core.models import Adapter as AdapterRow
 from core.models import Tenant
 from core.out_of_memory import halved, is_out_of_memory

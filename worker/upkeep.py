@@ -22,7 +22,7 @@ from core.logs import configure_logs
 from core.samples import service as samples
 from core.settings import Settings, get_settings
 from core.storage import open_store
-from worker.app import app
+from worker.app import app, check_broker
 from worker.relay import Relay
 
 log = structlog.get_logger()
@@ -118,6 +118,7 @@ class Upkeep:
 def main() -> None:
     settings = get_settings()
     configure_logs(settings.log_level)
+    check_broker(settings)
     upkeep = Upkeep(settings)
     stopping, roused = threading.Event(), threading.Event()
 

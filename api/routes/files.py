@@ -113,7 +113,9 @@ def get_file_report(file_id: str, services: ServicesDep, caller: TenantDep) -> R
     with services.database.read() as session:
         row = DatasetRepository(session, caller.tenant_id).get(file_id)
     if row.status == "uploaded":
-        raise Conflict(f"file {row.id} is not validated yet: ask again", code="file_not_validated")
+        raise Conflict(
+            f"file {row.id} is not validated yet: ask again", code="file_not_validated", retry_after_seconds=2
+        )
     if row.report_key is None:
         return ReportRead.model_validate(
             {**_OWN_ERROR, "id": row.id, "code": row.error_code, "detail": row.status_details}

@@ -147,7 +147,8 @@ def claim(
         )
         if chosen is None:
             return None
-        if not _UNREAD.reads(chosen.id, lambda row=chosen: EvaluationSpec.from_json(row.request)):
+        spec = _UNREAD.read(chosen.id, lambda row=chosen: EvaluationSpec.from_json(row.request))
+        if spec is None:
             continue
         moment = now(session)
         taken = {
@@ -161,7 +162,7 @@ def claim(
         if not wrote(session, waiting.values(**taken)):
             continue
         row = session.get_one(Evaluation, chosen.id, populate_existing=True)
-        plan = _plan(session, row, catalog.get(row.base))
+        plan = _plan(session, row, spec, catalog.get(row.base))
         if catalog.get(row.base).fingerprint != row.base_fingerprint:
             message = f"the base {row.base} has changed since: ask again"
             fail(session, plan, code="base_changed", message=message, param="model")
@@ -285,7 +286,7 @@ def _waiting(catalog: Catalog) -> tuple[ColumnElement[bool], ...]:
     return *queued, Evaluation.id.not_in(_UNREAD.ids())
 
 
-def _plan(session: Session, row: Evaluation, base: BaseSummary) -> EvaluationPlan:
+def _plan(session: Session, row: Evaluation, spec: EvaluationSpec, base: BaseSummary) -> EvaluationPlan:
     dataset = session.get_one(Dataset, row.dataset_id)
     adapter = session.get_one(Adapter, row.adapter_id) if row.adapter_id else None
     own = [str(name) for name in adapter.classes] if adapter else list(base.id2label.values())
@@ -295,7 +296,7 @@ def _plan(session: Session, row: Evaluation, base: BaseSummary) -> EvaluationPla
         attempt=row.attempt,
         crashes=row.crashes,
         base=row.base,
-        spec=EvaluationSpec.from_json(row.request),
+        spec=spec,
         classes=tuple(own),
         adapter_key=adapter.object_key if adapter else None,
         adapter_digest=adapter.sha256 if adapter else None,

@@ -1,69 +1,24 @@
-"""What a worker does with a job: claim it, write down how it goes, give it back, end it.
+"""What a worker does with a job that it has claimed: write down how it goes, give it back, end it.
 
 Every write carries its attempt in the WHERE: a late worker writes nothing.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import case, func, select, update
+from sqlalchemy import case, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import Update
 
 from core import outbox
-from core.bases import Catalog
 from core.db.session import now, wrote
-from core.diffusion.catalog import BaseSummary
-from core.errors import Conflict, DomainError
+from core.errors import DomainError
 from core.evaluations import service as evaluations
+from core.jobs.claims import Plan, Saved
 from core.jobs.events import add_event
-from core.jobs.queue import waiting_ids
-from core.jobs.service import resolve_on
-from core.jobs.start import Start
 from core.jobs.states import Status, move
 from core.models import Adapter, Checkpoint, Dataset, Job, JobMetric, Preview, Tenant
-from core.training import hyperparameters
-from core.training.path import NumericPath
-from core.training.spec import MAX_STEPS, TrainSpec
-from core.unread import Unread
-
-_LOOKED_AT = 50
-"""Jobs at the head of the queue among which a worker looks for one that it can take."""
-
-_UNREAD = Unread("job")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One claim of one job: what a worker needs, and the fence that its writes carry."""
-
-    job_id: str
-    tenant_id: str
-    attempt: int
-    crashes: int  # of workers, since its last checkpoint
-    model: str
-    suffix: str | None
-    spec: TrainSpec
-    pack_key: str
-    pack_sha256: str
-    numeric_path: dict[str, Any] | None
-    checkpoint: "Saved | None"
-    start: Start | None
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint in the store, and the losses at its step."""
-
-    key: str
-    sha256: str
-    metrics: dict[str, Any]
-
-    @classmethod
-    def of(cls, row: Checkpoint | None) -> "Saved | None":
-        return None if row is None else cls(row.object_key, row.sha256, row.metrics)
 
 
 @dataclass(frozen=True)
@@ -77,63 +32,6 @@ class Standing:
     @property
     def goes_on(self) -> bool:
         return self.held and not self.cancel and not self.pause
-
-
-def claim(
-    session: Session,
-    worker: str,
-    lease_seconds: float,
-    catalog: Catalog,
-    fits: Callable[[Job], bool] | None = None,
-    devices: int = 1,
-    max_steps: int = MAX_STEPS,
-) -> Plan | None:
-    """Take the next job in the order of `core.jobs.queue` that asks for no more than so many devices.
-
-    With `fits`, the first that fits beside what is running. A job whose dataset was not known when it was created may
-    have no more than `max_steps`, as then. What another release wrote and this one cannot read stays in the queue.
-    """
-    for job_id in _looked_at(session, catalog, devices):
-        # Skipped where another worker looks at it, or has taken it since.
-        one = select(Job).where(Job.id == job_id, Job.status == Status.queued).with_for_update(skip_locked=True)
-        job = session.scalar(one.execution_options(populate_existing=True))
-        if job is None or not _UNREAD.reads(job.id, lambda job=job: _read(job)):
-            continue
-        try:
-            _make_ready(session, job, catalog.get(job.model), max_steps)
-        except DomainError as error:
-            _fail_queued(session, job, error)
-            continue
-        if fits is not None and not fits(job):
-            continue
-        moment = now(session)
-        taken = move(
-            session,
-            job.id,
-            Status.queued,
-            Status.running,
-            attempt=Job.attempt + 1,
-            lease_until=moment + timedelta(seconds=lease_seconds),
-            worker=worker,
-            phase="preparing",
-            started_at=func.coalesce(Job.started_at, moment),
-        )
-        if taken:
-            return _plan(session, job)
-    return None
-
-
-def is_waiting(session: Session, catalog: Catalog, fits: Callable[[Job], bool] | None = None, devices: int = 1) -> bool:
-    """Cheap enough to ask between steps. With `fits`, whether `claim` would find one, unless somebody is quicker."""
-    if fits is None:
-        waiting = select(Job.id).where(Job.status == Status.queued, Job.model.in_(catalog.names()))
-        waiting = waiting.where(Job.devices <= devices, Job.id.not_in(_UNREAD.ids()))
-        return session.scalar(waiting.limit(1)) is not None
-    looked_at = _looked_at(session, catalog, devices)
-    found = session.scalars(select(Job).where(Job.id.in_(looked_at))).all()
-    readable = [job for job in found if _UNREAD.reads(job.id, lambda job=job: _read(job))]
-    # What no spec says yet is found out by claiming it.
-    return any(job.spec is None or fits(job) for job in readable)
 
 
 def fix_numeric_path(session: Session, plan: Plan, numeric_path: dict[str, Any]) -> bool:
@@ -314,59 +212,6 @@ def charge(session: Session, tenant_id: str, device_seconds: float) -> None:
     )
 
 
-def _looked_at(session: Session, catalog: Catalog, devices: int) -> list[str]:
-    """The head of the queue, without what this process cannot read."""
-    unread = set(_UNREAD.ids())
-    waiting = waiting_ids(session, catalog.names(), _LOOKED_AT + len(unread), devices)
-    return [job_id for job_id in waiting if job_id not in unread]
-
-
-def _read(job: Job) -> None:
-    """All that a worker will read of it. Raises what `Unread` takes for another release's."""
-    if job.spec is not None:
-        TrainSpec.from_json(job.spec)
-    elif not hyperparameters.are_known(job.request):
-        raise ValueError("hyperparameters that this release does not have")
-    if job.numeric_path is not None:
-        NumericPath.from_json(job.numeric_path)
-    if job.start is not None:
-        Start.from_json(job.start)
-
-
-def _make_ready(session: Session, job: Job, base: BaseSummary, max_steps: int) -> None:
-    """Give a job that was created before its dataset was known its spec. Raises what makes it impossible to run."""
-    if job.base_fingerprint != base.fingerprint:
-        message = f"the base {base.name} has changed since this job was created: create it again"
-        raise Conflict(message, code="base_changed", pointer="/model")
-    if job.spec is None:
-        dataset = session.get_one(Dataset, job.dataset_id)
-        job.spec = resolve_on(job.request, dataset, base, job.seed, max_steps).to_json()
-        session.flush()
-
-
-def _plan(session: Session, job: Job) -> Plan:
-    """What was just claimed."""
-    session.refresh(job)
-    if job.attempt == 1:
-        add_event(session, job.id, job.tenant_id, "Fine-tuning job started")
-    dataset = session.get_one(Dataset, job.dataset_id)
-    checkpoint = session.get(Checkpoint, job.checkpoint_id) if job.checkpoint_id else None
-    return Plan(
-        job_id=job.id,
-        tenant_id=job.tenant_id,
-        attempt=job.attempt,
-        crashes=job.crashes,
-        model=job.model,
-        suffix=job.suffix,
-        spec=TrainSpec.from_json(job.spec or {}),
-        pack_key=dataset.pack_key or "",
-        pack_sha256=dataset.pack_sha256 or "",
-        numeric_path=job.numeric_path,
-        checkpoint=Saved.of(checkpoint),
-        start=Start.from_json(job.start) if job.start else None,
-    )
-
-
 def take_back(session: Session, job: Job, reason: str, max_crashes: int, code: str = "crashed") -> bool:
     """Cancelled if that was asked for, failed at the limit, else queued again from its last checkpoint."""
     mine = Job.attempt == job.attempt
@@ -386,12 +231,6 @@ def take_back(session: Session, job: Job, reason: str, max_crashes: int, code: s
     return _said(
         session, job, f"Attempt {job.attempt} ended ({reason}); going on from the last checkpoint", level="warn"
     )
-
-
-def _fail_queued(session: Session, job: Job, error: DomainError) -> None:
-    body = {"code": error.code, "message": str(error), "param": error.param}
-    if move(session, job.id, Status.queued, Status.failed, error=body):
-        add_event(session, job.id, job.tenant_id, f"Job failed: {error}", level="error")
 
 
 def _ask_for_evaluation(session: Session, job: Job, adapter: Adapter) -> None:

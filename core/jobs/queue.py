@@ -1,4 +1,4 @@
-"""Where a job stands among all that wait: the order in which `core.jobs.attempts.claim` takes them.
+"""Where a job stands among all that wait: the order in which `core.jobs.claims.claim` takes them.
 
 Deficit round robin over tenants: each has a job running before any has two, and those that used the device least come
 first. Jobs of one tenant come in the order in which they were made.

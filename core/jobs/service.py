@@ -190,7 +190,7 @@ def _ask(session: Session, job: Job, verb: str, **values: Any) -> None:
     session.refresh(job)
     if job.status in TERMINAL:
         raise Conflict(f"job {job.id} is {job.status} already: it cannot be {verb}", code="job_ended")
-    raise Conflict(f"job {job.id} is just changing: ask again", code="job_moving")
+    raise Conflict(f"job {job.id} is just changing: ask again", code="job_moving", retry_after_seconds=1)
 
 
 def _fresh(session: Session, job: Job) -> Job:

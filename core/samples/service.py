@@ -255,19 +255,19 @@ def _waiting(catalog: Catalog) -> tuple[ColumnElement[bool], ...]:
     return Sample.status == "queued", Sample.base.in_(catalog.names()), Sample.id.not_in(_UNREAD.ids())
 
 
-def _readable(rows: Sequence[Sample]) -> list[Sample]:
+def _readable(rows: Sequence[Sample]) -> list[tuple[Sample, SampleSpec]]:
     """Of those just taken; the others are as if nobody had taken them."""
-    readable: list[Sample] = []
+    readable: list[tuple[Sample, SampleSpec]] = []
     for row in rows:
-        if _UNREAD.reads(row.id, lambda row=row: SampleSpec.from_json(row.request)):
-            readable.append(row)
+        spec = _UNREAD.read(row.id, lambda row=row: SampleSpec.from_json(row.request))
+        if spec is not None:
+            readable.append((row, spec))
         else:
             row.status, row.attempt, row.worker, row.lease_until = "queued", row.attempt - 1, None, None
     return readable
 
 
-def _plans(session: Session, rows: Sequence[Sample]) -> list[SamplePlan]:
-    specs = [(row, SampleSpec.from_json(row.request)) for row in rows]
+def _plans(session: Session, specs: Sequence[tuple[Sample, SampleSpec]]) -> list[SamplePlan]:
     named = {part.adapter_id for _, spec in specs for part in spec.adapters}
     adapters = {row.id: row for row in session.scalars(select(Adapter).where(Adapter.id.in_(named)))} if named else {}
     moment = now(session) if any(row.deadline for row, _ in specs) else None

@@ -21,7 +21,7 @@ from api.app import create_app
 from core.bases import Catalog
 from core.datasets import service as datasets
 from core.db.session import Database
-from core.jobs import attempts
+from core.jobs import attempts, claims
 from core.models import Adapter, Dataset, Tenant
 from core.samples import service as samples
 from core.samples.service import SamplePlan
@@ -116,7 +116,7 @@ class Service:
             assert attempts.finish(session, plan, adapter, {})
         return job.id, adapter
 
-    def adapter(self, session: Session, plan: attempts.Plan) -> Adapter:
+    def adapter(self, session: Session, plan: claims.Plan) -> Adapter:
         data = b"weights" + plan.job_id.encode()
         adapter = rows.adapter_for(plan)
         adapter.sha256, adapter.bytes = hashlib.sha256(data).hexdigest(), len(data)

@@ -1,9 +1,11 @@
 """docs/api.md names every route and every error code, and nothing else."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from api.errors import PASSING, domain_problem
+from api.errors import domain_problem
 from api.routes import ROUTERS
 from core.errors import Conflict
 from core.training.hyperparameters import NAMES
@@ -56,7 +58,7 @@ def test_every_error_code_is_listed_and_every_listed_one_exists() -> None:
     table = PAGE.split("## Error codes")[1]
     rows = [line.split("|")[2] for line in table.splitlines() if re.match(r"\| \d", line)]
     listed = {code for row in rows for code in re.findall(r"`([a-z_]+)`", row)}
-    texts = [path.read_text() for source in SOURCES for path in REPOSITORY.glob(source)]
+    texts = [path.read_text() for path in _sources()]
     known = {code for text in texts for code in re.findall(r"\bcode ?= ?\"([a-z_]+)\"", text)}
     assert listed == (known - NEVER_SENT) | FROM_WORKERS | SPELLED_OUT
 
@@ -66,10 +68,33 @@ def test_the_conflicts_that_are_said_to_pass_are_those_that_may_be_tried_again()
     codes = {
         code: "`Retry-After`" in told for _, _, named, told, _ in rows for code in re.findall(r"`([a-z_]+)`", named)
     }
-    for code, passes in codes.items():
-        headers = domain_problem(Conflict("it is so", code=code), "/").headers
-        assert ("retry-after" in headers, "x-should-retry" in headers) == (passes, not passes), code
-    assert codes.keys() >= PASSING.keys()
+    raised = {code for path in _sources() for code, passes in _codes(ast.parse(path.read_text())) if passes}
+    assert {code for code, passes in codes.items() if passes} == raised & codes.keys() != set()
+
+
+def test_a_conflict_says_whether_to_try_again() -> None:
+    passing = domain_problem(Conflict("it is so", retry_after_seconds=3), "/").headers
+    standing = domain_problem(Conflict("it is so"), "/").headers
+    assert (passing["retry-after"], "x-should-retry" in passing) == ("3", False)
+    assert ("retry-after" in standing, standing["x-should-retry"]) == (False, "false")
+
+
+def _sources() -> list[Path]:
+    return [path for source in SOURCES for path in REPOSITORY.glob(source)]
+
+
+def _codes(tree: ast.Module) -> Iterator[tuple[str, bool]]:
+    """Each code that an error is raised with or a class of errors has, and whether it says when to try again."""
+    for node in ast.walk(tree):
+        given: dict[str | None, ast.expr] = {}
+        if isinstance(node, ast.Call):
+            given = {keyword.arg: keyword.value for keyword in node.keywords}
+        elif isinstance(node, ast.ClassDef):
+            plain = [item for item in node.body if isinstance(item, ast.Assign)]
+            given = {ast.unparse(item.targets[0]): item.value for item in plain}
+        code = given.get("code")
+        if isinstance(code, ast.Constant):
+            yield str(code.value), "retry_after_seconds" in given
 
 
 def test_every_hyperparameter_is_described() -> None:

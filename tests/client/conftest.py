@@ -22,7 +22,7 @@ from core.bases import Catalog
 from core.datasets import service as datasets
 from core.db.session import Database
 from core.evaluations import service as evaluations
-from core.jobs import attempts
+from core.jobs import attempts, claims
 from core.samples import service as samples
 from core.samples.service import SamplePlan
 from core.settings import Settings
@@ -81,7 +81,7 @@ class Worker:
 
     def _train(self) -> None:
         with self._database.write() as session:
-            plan = attempts.claim(session, rows.WORKER, rows.LEASE, self._catalog)
+            plan = claims.claim(session, rows.WORKER, rows.LEASE, self._catalog)
         if plan is None:
             return
         total = plan.spec.steps

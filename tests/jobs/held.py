@@ -6,7 +6,7 @@ from sqlalchemy import select
 
 from core.bases import Catalog
 from core.db.session import Database
-from core.jobs import attempts, upkeep
+from core.jobs import claims, upkeep
 from core.models import Job, JobEvent
 from tests.rows import (
     claim_job,
@@ -27,14 +27,14 @@ def messages_of(database: Database, job_id: str) -> list[str]:
         return list(session.scalars(query))
 
 
-def start(database: Database, catalog: Catalog, **given: Any) -> attempts.Plan:
+def start(database: Database, catalog: Catalog, **given: Any) -> claims.Plan:
     """A tenant's job that a worker holds."""
     with database.write() as session:
         make_job(session, make_tenant(session), catalog, **given)
         return claim_job(session, catalog)
 
 
-def taken_over(database: Database, catalog: Catalog, plan: attempts.Plan) -> attempts.Plan:
+def taken_over(database: Database, catalog: Catalog, plan: claims.Plan) -> claims.Plan:
     """The worker falls silent, upkeep takes the job back, another worker claims it."""
     with database.write() as session:
         expire(session, Job, plan.job_id)

@@ -10,7 +10,7 @@ from core.bases import Catalog
 from core.datasets import service as datasets
 from core.db.session import Database
 from core.errors import Conflict
-from core.jobs import attempts
+from core.jobs import attempts, claims
 from core.jobs import service as jobs
 from core.models import Adapter, Checkpoint, Job, JobEvent, JobMetric, OutboxMessage, Preview, Tenant
 from core.training.path import NumericPath
@@ -49,8 +49,8 @@ def test_a_job_of_a_base_that_this_worker_lacks_is_not_claimed(database: Databas
         make_job(session, make_tenant(session), catalog)
         session.scalars(select(Job)).one().model = "another-base"
     with database.write() as session:
-        assert attempts.is_waiting(session, catalog) is False
-        assert attempts.claim(session, "w", LEASE, catalog) is None
+        assert claims.is_waiting(session, catalog) is False
+        assert claims.claim(session, "w", LEASE, catalog) is None
 
 
 def test_the_numeric_path_is_written_once(database: Database, catalog: Catalog) -> None:
@@ -189,12 +189,12 @@ def test_a_worker_takes_the_first_job_that_fits(database: Database, catalog: Cat
         tenant = make_tenant(session)
         first, second = (make_job(session, tenant, catalog).id for _ in range(2))
     with database.write() as session:
-        assert attempts.is_waiting(session, catalog, lambda job: job.id == second)
-        plan = attempts.claim(session, "w", LEASE, catalog, lambda job: job.id == second)
+        assert claims.is_waiting(session, catalog, lambda job: job.id == second)
+        plan = claims.claim(session, "w", LEASE, catalog, lambda job: job.id == second)
         assert plan is not None
         assert plan.job_id == second
-        assert not attempts.is_waiting(session, catalog, lambda job: job.id == second)
-        assert attempts.claim(session, "w", LEASE, catalog, lambda job: job.id == second) is None
+        assert not claims.is_waiting(session, catalog, lambda job: job.id == second)
+        assert claims.claim(session, "w", LEASE, catalog, lambda job: job.id == second) is None
         assert claim_job(session, catalog).job_id == first
 
 
@@ -229,9 +229,9 @@ def test_what_another_release_wrote_stays_queued_and_the_next_job_is_claimed(
             setattr(newer, field, {**newer.spec, **value} if field == "spec" and newer.spec and value else value)
     with database.write() as session:
         assert claim_job(session, catalog).job_id == plain.id
-        assert not attempts.is_waiting(session, catalog)
-        assert not attempts.is_waiting(session, catalog, lambda job: True)
-        assert attempts.claim(session, "w", LEASE, catalog) is None
+        assert not claims.is_waiting(session, catalog)
+        assert not claims.is_waiting(session, catalog, lambda job: True)
+        assert claims.claim(session, "w", LEASE, catalog) is None
     job = job_of(database, newer.id)
     assert (job.status, job.attempt, job.crashes, job.error) == ("queued", 0, 0, None)
 
@@ -241,7 +241,7 @@ def test_what_cannot_be_read_is_not_asked_whether_it_fits(database: Database, ca
         newer = make_job(session, make_tenant(session), catalog)
         newer.spec = {**(newer.spec or {}), "spin": 1}
     with database.write() as session:
-        assert not attempts.is_waiting(session, catalog, lambda job: job.id == newer.id)
+        assert not claims.is_waiting(session, catalog, lambda job: job.id == newer.id)
 
 
 def test_however_much_another_release_wrote_the_next_job_is_claimed(database: Database, catalog: Catalog) -> None:
@@ -255,7 +255,7 @@ def test_however_much_another_release_wrote_the_next_job_is_claimed(database: Da
     claimed: list[str] = []
     for _ in range(2):  # there are more than are looked at at once
         with database.write() as session:
-            plan = attempts.claim(session, "w", LEASE, catalog)
+            plan = claims.claim(session, "w", LEASE, catalog)
         claimed += [plan.job_id] if plan else []
     assert claimed == [plain]
 
@@ -266,13 +266,13 @@ def test_a_job_waits_for_a_worker_that_has_its_devices(database: Database, catal
         two = make_job(session, tenant, catalog, hyperparameters={"steps": 10, "devices": 2}).id
         one = make_job(session, tenant, catalog).id
     with database.write() as session:
-        plan = attempts.claim(session, "w", LEASE, catalog)
+        plan = claims.claim(session, "w", LEASE, catalog)
         assert plan is not None
         assert plan.job_id == one
-        assert not attempts.is_waiting(session, catalog)
-        assert attempts.claim(session, "w", LEASE, catalog) is None
-        assert attempts.is_waiting(session, catalog, devices=2)
-        plan = attempts.claim(session, "w", LEASE, catalog, devices=2)
+        assert not claims.is_waiting(session, catalog)
+        assert claims.claim(session, "w", LEASE, catalog) is None
+        assert claims.is_waiting(session, catalog, devices=2)
+        plan = claims.claim(session, "w", LEASE, catalog, devices=2)
         assert plan is not None
         assert (plan.job_id, plan.spec.devices) == (two, 2)
 
@@ -290,9 +290,9 @@ def make_early_job(database: Database, catalog: Catalog, max_steps: int, **hyper
     return job.id
 
 
-def claim(database: Database, catalog: Catalog, max_steps: int) -> attempts.Plan | None:
+def claim(database: Database, catalog: Catalog, max_steps: int) -> claims.Plan | None:
     with database.write() as session:
-        return attempts.claim(session, "w", LEASE, catalog, max_steps=max_steps)
+        return claims.claim(session, "w", LEASE, catalog, max_steps=max_steps)
 
 
 def test_epochs_that_come_to_more_steps_than_the_settings_allow_fail_at_the_claim(

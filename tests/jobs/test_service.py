@@ -5,7 +5,7 @@ from core.bases import Catalog
 from core.datasets import service as datasets
 from core.db.session import Database
 from core.errors import Conflict, Invalid, NotFound, OverQuota
-from core.jobs import attempts
+from core.jobs import attempts, claims
 from core.jobs import service as jobs
 from core.jobs.repository import JobRepository
 from core.models import Adapter, Job, OutboxMessage, Tenant
@@ -39,7 +39,7 @@ def test_a_job_waits_for_its_file_and_is_resolved_when_it_is_claimed(database: D
         tenant = session.get_one(Tenant, dataset.tenant_id)
         job = make_job(session, tenant, catalog, dataset)
         assert (job.status, job.spec) == ("validating_files", None)
-        assert attempts.claim(session, "w", LEASE, catalog) is None
+        assert claims.claim(session, "w", LEASE, catalog) is None
     with database.write() as session:
         validation = datasets.claim(session, "v", LEASE)
         assert validation is not None
@@ -131,7 +131,7 @@ def test_a_waiting_job_is_cancelled_at_once_and_never_claimed(database: Database
         tenant = make_tenant(session)
         job = make_job(session, tenant, catalog)
         assert jobs.cancel_job(session, tenant.id, job.id).status == "cancelled"
-        assert attempts.claim(session, "w", LEASE, catalog) is None
+        assert claims.claim(session, "w", LEASE, catalog) is None
         with pytest.raises(Conflict) as refused:
             jobs.cancel_job(session, tenant.id, job.id)
         assert refused.value.code == "job_ended"
@@ -160,7 +160,7 @@ def test_a_paused_job_goes_on_from_its_checkpoint(database: Database, catalog: C
         assert make_checkpoint(session, plan, 5, "at-five")
         jobs.pause_job(session, plan.tenant_id, plan.job_id)
         assert attempts.stop(session, plan, report_step(session, plan, 6))
-        assert attempts.claim(session, "w", LEASE, catalog) is None
+        assert claims.claim(session, "w", LEASE, catalog) is None
         assert jobs.pause_job(session, plan.tenant_id, plan.job_id).status == "paused"
     with database.write() as session:
         assert jobs.resume_job(session, plan.tenant_id, plan.job_id).status == "queued"

@@ -16,7 +16,7 @@ from core.bases import Catalog
 from core.datasets import service as datasets
 from core.db.session import Database
 from core.errors import Conflict, NotFound, OverQuota
-from core.jobs import attempts, upkeep
+from core.jobs import attempts, claims, upkeep
 from core.jobs import service as jobs
 from core.jobs.states import LEGAL, TERMINAL, Status, move
 from core.models import Adapter, Dataset, Job, JobEvent
@@ -60,7 +60,7 @@ class JobMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.plans: list[attempts.Plan] = []
+        self.plans: list[claims.Plan] = []
         self.history: list[str] = []
 
     @initialize(validated=st.booleans())
@@ -97,7 +97,7 @@ class JobMachine(RuleBasedStateMachine):
     @rule()
     def claim(self) -> None:
         with self.database.write() as session:
-            if plan := attempts.claim(session, "w", LEASE, self.catalog):
+            if plan := claims.claim(session, "w", LEASE, self.catalog):
                 self.plans.append(plan)
         self._note()
 
@@ -157,10 +157,10 @@ class JobMachine(RuleBasedStateMachine):
             assert job.attempt == len(self.plans)
             assert session.scalars(select(JobEvent.id).where(JobEvent.job_id == job.id)).all()
 
-    def _plan(self, which: int) -> attempts.Plan | None:
+    def _plan(self, which: int) -> claims.Plan | None:
         return self.plans[-1 - which % len(self.plans)] if self.plans else None
 
-    def _is_newest(self, plan: attempts.Plan, job: Job) -> bool:
+    def _is_newest(self, plan: claims.Plan, job: Job) -> bool:
         return job.status == Status.running and job.attempt == plan.attempt
 
     def _note(self) -> None:
@@ -201,7 +201,7 @@ def test_each_job_is_claimed_once_however_many_workers_reach_for_it(database: Da
         claimed: list[str] = []
         for _ in range(rounds * workers):
             with database.write() as session:
-                if plan := attempts.claim(session, "w", LEASE, catalog):
+                if plan := claims.claim(session, "w", LEASE, catalog):
                     claimed.append(plan.job_id)
         return claimed
 
@@ -235,7 +235,7 @@ def test_cancel_against_a_worker_ends_in_one_state(database: Database, catalog: 
         assert (job.status, len(adapters)) == expected
 
 
-def _cancel(database: Database, plan: attempts.Plan) -> str:
+def _cancel(database: Database, plan: claims.Plan) -> str:
     try:
         with database.write() as session:
             return jobs.cancel_job(session, plan.tenant_id, plan.job_id).status
@@ -243,7 +243,7 @@ def _cancel(database: Database, plan: attempts.Plan) -> str:
         return error.code
 
 
-def _end(database: Database, plan: attempts.Plan, how: str) -> bool:
+def _end(database: Database, plan: claims.Plan, how: str) -> bool:
     with database.write() as session:
         if how == "finish":
             return attempts.finish(session, plan, adapter_for(plan), {})

@@ -5,7 +5,7 @@ from sqlalchemy import select
 
 from core.bases import Catalog
 from core.db.session import Database
-from core.jobs import attempts, upkeep
+from core.jobs import claims, upkeep
 from core.jobs import service as jobs
 from core.models import Checkpoint, Job
 from tests.jobs.held import job_of, messages_of, start, taken_over
@@ -67,7 +67,7 @@ def test_cancelled_or_paused_and_then_crashed_is_not_tried_again(
         expire(session, Job, plan.job_id)
     with database.write() as session:
         assert upkeep.sweep(session, 3) is False
-        assert attempts.claim(session, "w", LEASE, catalog) is None
+        assert claims.claim(session, "w", LEASE, catalog) is None
     assert job_of(database, plan.job_id).status == status
 
 

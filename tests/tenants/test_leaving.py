@@ -19,7 +19,7 @@ from core.errors import Conflict, NotFound
 from core.evaluations import service as evaluations
 from core.evaluations.spec import EvaluationSpec
 from core.jobs import attempts
-from core.jobs.attempts import Plan
+from core.jobs.claims import Plan
 from core.models import Adapter, Dataset, Evaluation, Job, Sample, Tenant
 from core.samples import service as samples
 from core.storage import keys

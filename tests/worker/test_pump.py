@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 from core.adapters import format as adapter_format
 from core.diffusion.base import Base
 from core.errors import Invalid
-from core.jobs import attempts
+from core.jobs import attempts, claims
 from core.models import Checkpoint, Dataset, Job, JobMetric, Preview
 from core.settings import Settings
 from tests.diffusion.tiny import make_pixart
@@ -86,7 +86,7 @@ def test_losing_the_moments_is_seen_in_the_bytes(shop: Shop, monkeypatch: pytest
 def test_an_attempt_that_lost_its_job_writes_nothing_more(shop: Shop) -> None:
     job_id = shop.job()
     with shop.services.database.write() as session:
-        old = attempts.claim(session, "old", 60, shop.services.catalog)
+        old = claims.claim(session, "old", 60, shop.services.catalog)
     assert old is not None
     shop.lose_leases()
     shop.pump()
