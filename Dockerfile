@@ -40,7 +40,7 @@ COPY --from=dependencies /opt/difffit /opt/difffit
 EXPOSE 8321
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8321/healthz', timeout=4)"]
-CMD ["uvicorn", "api.app:create_app", "--factory", "--host", "0.0.0.0", "--port", "8321", "--no-access-log", "--timeout-graceful-shutdown", "5"]
+CMD ["python", "-m", "api", "--host", "0.0.0.0", "--port", "8321"]
 
 FROM runtime AS worker
 COPY --from=worker-dependencies /opt/difffit /opt/difffit

@@ -1,4 +1,4 @@
-"""The API process: `uvicorn api.app:create_app --factory`. No torch here."""
+"""The API as an ASGI application; `python -m api` serves it. No torch here."""
 
 import threading
 from collections.abc import AsyncIterator

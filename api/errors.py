@@ -37,6 +37,10 @@ class TooSlow(DomainError):
     code = "body_too_slow"
 
 
+class HeadersTooSlow(TooSlow):
+    code = "headers_too_slow"
+
+
 class UnsupportedMedia(DomainError):
     code = "unsupported_media_type"
 

@@ -69,13 +69,13 @@ def _batch(
             if guidance != "none":
                 other = (predict if guidance.startswith("cfg") else null)(x, t, nulls)
                 if guidance.endswith("-across"):
-                    other = out - _across(out - other, update(x, out, previous)[1])
+                    other = out - across(out - other, update(x, out, previous)[1])
                 out = guide(out, other, scales)
         x, previous = update(x, out, previous)
     return base.decode(x)
 
 
-def _across(change: Tensor, x0: Tensor) -> Tensor:
+def across(change: Tensor, x0: Tensor) -> Tensor:
     """The part of a change (B, C, h, w) that is orthogonal to x̂_0, row by row.
 
     x̂_0 is linear in the model's output at a step, so what is orthogonal in one is so in the other.

@@ -127,7 +127,7 @@ class Service:
             self._broker.start()
             await_broker(settings.broker_socket, self._broker.is_running, self._broker.log)
         self._children = [
-            self._child("api", *_API, *self._address()),
+            self._child("api", "api"),
             self._child("upkeep", "worker.upkeep"),
             self._child("datasets", *_celery("datasets", "datasets")),
             self._child("device", *_celery("device", _DEVICE_QUEUES[settings.role])),
@@ -157,9 +157,6 @@ class Service:
         }
         command = [sys.executable, "-m", module, *words]
         return Child(name, command, self._folder / "logs" / f"{name}.log", environment)
-
-    def _address(self) -> list[str]:
-        return ["--host", self._settings.host, "--port", str(self._settings.port)]
 
     def _await_ready(self) -> None:
         url = f"{url_of(self._settings.host, self._settings.port)}/readyz"
@@ -196,8 +193,6 @@ class Service:
         _say("stopped")
 
 
-# Without the grace, an open event stream would hold up the shutdown.
-_API = ("uvicorn", "api.app:create_app", "--factory", "--no-access-log", "--timeout-graceful-shutdown", "5")
 _DEVICE_QUEUES = {"both": "train,sample", "train": "train", "sample": "sample"}
 
 

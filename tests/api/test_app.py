@@ -214,8 +214,8 @@ def test_the_api_serves_without_torch(service_settings: Settings, sqlite_templat
                     raise ImportError(f"{name} is blocked")
 
         sys.meta_path.insert(0, Blocked())
-        import uvicorn
-        uvicorn.run("api.app:create_app", factory=True, port=int(sys.argv[1]), log_level="error")
+        import runpy
+        runpy.run_module("api", run_name="__main__", alter_sys=True)
     """)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -225,7 +225,7 @@ def test_the_api_serves_without_torch(service_settings: Settings, sqlite_templat
         "DIFFFIT_DATA_DIR": str(service_settings.data_dir),
         "DIFFFIT_BASES": ",".join(service_settings.bases),
     }
-    process = subprocess.Popen([sys.executable, "-c", code, str(port)], cwd=REPOSITORY, env=environment)
+    process = subprocess.Popen([sys.executable, "-c", code, "--port", str(port)], cwd=REPOSITORY, env=environment)
     try:
         deadline = time.monotonic() + 60
         while True:

@@ -1,28 +1,23 @@
-import asyncio
 import http.client
 import io
 import json
 import os
 import subprocess
-import threading
-import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import pytest
-import uvicorn
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from api.app import create_app
 from core import faults
 from core.models import Dataset, OutboxMessage
 from core.storage.base import StorageUnavailable
 from core.storage.local import LocalStore
 from core.tenants import leaving
 from tests.api.conftest import Owner, Service, archive, assert_problem, upload
+from tests.api.serving import running, wait_until
 
 
 def test_an_upload_is_kept_whole_and_asked_to_be_validated(service: Service, client: TestClient) -> None:
@@ -223,19 +218,14 @@ def test_a_file_over_the_limit_is_refused(service: Service, client: TestClient) 
 
 def test_the_ninth_upload_at_once_of_a_tenant_waits_and_others_do_not(service: Service, owner: Owner) -> None:
     gate = service.app.state.uploads
-    with contextmanager(_eight)(gate, owner.tenant.id):
+    with ExitStack() as under_way:
+        for _ in range(8):
+            under_way.enter_context(gate.one(owner.tenant.id))
         reply = upload(owner.client)
         assert_problem(reply, 429, "too_many_uploads")
         assert int(reply.headers["retry-after"]) > 0
         assert upload(service.owner().client).status_code == 200
     assert upload(owner.client).status_code == 200
-
-
-def _eight(gate: object, tenant_id: str) -> Iterator[None]:
-    with ExitStack() as stack:
-        for _ in range(8):
-            stack.enter_context(gate.one(tenant_id))  # pyright: ignore[reportAttributeAccessIssue]
-        yield
 
 
 def test_a_client_that_hangs_up_leaves_nothing(service: Service, owner: Owner) -> None:
@@ -298,26 +288,6 @@ def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_read(service: 
         assert reply.headers["connection"] == "close"
         connection.close()
     assert service.spooled() == []
-
-
-@contextmanager
-def running(service: Service, app: FastAPI | None = None) -> Iterator[int]:
-    """Another API process's app on the same data, behind a real server on a port of its own."""
-    config = uvicorn.Config(app or create_app(service.settings), port=0, log_config=None)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
-    thread.start()
-    wait_until(lambda: server.started)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    thread.join(10)
-
-
-def wait_until(is_so: object) -> None:
-    deadline = time.monotonic() + 20
-    while not is_so():  # pyright: ignore[reportCallIssue]
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.02)
 
 
 def _nothing_is_left(service: Service) -> bool:

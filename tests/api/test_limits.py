@@ -24,7 +24,7 @@ from api.rates import WINDOW_SECONDS, Buckets
 from core.errors import OverQuota
 from core.models import Sample
 from tests.api.conftest import Owner, Service, assert_problem, job_body, upload
-from tests.api.test_files import running, wait_until
+from tests.api.serving import running, wait_until
 
 IMAGE = {"model": "tiny-dit", "stream": True}
 

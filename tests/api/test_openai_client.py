@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from core.models import Sample
 from tests.api.conftest import Owner, Service, archive
-from tests.api.test_files import running
+from tests.api.serving import running
 
 
 def test_it_uploads_trains_follows_and_draws(service: Service, owner: Owner) -> None:

@@ -1,12 +1,13 @@
-"""Requests that no HTTP library would send (FAULTS §2 A): refused or dropped, and the next one is answered."""
+"""Requests that no HTTP library would send (FAULTS §2 A): refused, dropped or cut off, and the next is answered."""
 
 import json
 import socket
+import time
 
 import pytest
 
 from tests.api.conftest import Owner, Service
-from tests.api.test_files import running
+from tests.api.serving import running
 
 BODY = json.dumps({"name": "second"}).encode()
 
@@ -68,3 +69,53 @@ def test_a_request_that_is_none_is_refused_and_does_nothing(
         assert exchanged(port, request, hangs_up=length > len(BODY)) == statuses  # or it would wait for the rest
         assert exchanged(port, b"GET /healthz HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n") == [200]
     assert keys_of(owner) == 1
+
+
+@pytest.fixture
+def short_deadline(monkeypatch: pytest.MonkeyPatch) -> float:
+    monkeypatch.setattr("api.protocol.HEADER_SECONDS", 0.5)
+    return 0.5
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n"], ids=["first", "second"])
+def test_a_head_that_drips_is_cut_off(service: Service, short_deadline: float, before: bytes) -> None:
+    """A5: a byte now and then keeps no connection open, on a new one and on one that was used before."""
+    with running(service) as port, socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(before)
+        connection.settimeout(short_deadline / 5)
+        reply = b""
+        for letter in b"GET /healthz HTTP/1.1\r\nHost: " + b"x" * 200:
+            try:
+                connection.sendall(bytes([letter]))
+                part = connection.recv(65536)
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+            if not part:
+                break
+            reply += part
+        else:
+            pytest.fail("it was never cut off")
+        *answered, cut = reply.split(b"HTTP/1.1 ")[1:]
+        assert [part[:3] for part in answered] == [b"200"] * bool(before)
+        assert (cut[:3], json.loads(cut.partition(b"\r\n\r\n")[2])["error"]["code"]) == (b"408", "headers_too_slow")
+        assert b"connection: close" in cut
+
+
+def test_a_connection_on_which_nothing_comes_is_closed_without_a_word(service: Service, short_deadline: float) -> None:
+    with running(service) as port:
+        assert exchanged(port, b"") == []
+
+
+def test_a_body_may_take_longer_than_a_head(service: Service, owner: Owner, short_deadline: float) -> None:
+    """And the connection serves on after it."""
+    request = create_key(owner).replace(b"Connection: close\r\n", b"")
+    with running(service) as port, socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(request[: -len(BODY)])
+        time.sleep(2 * short_deadline)
+        connection.sendall(BODY)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+        assert b"".join(iter(lambda: connection.recv(65536), b"")).startswith(b"HTTP/1.1 200")
+    assert keys_of(owner) == 2

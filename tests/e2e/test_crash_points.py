@@ -126,8 +126,8 @@ class Faulty:
     def other_api(self, fault: str) -> Iterator[httpx.Client]:
         """A client of an API process that dies at the first passing of a point."""
         port = free_port()
-        words = ("api.app:create_app", "--factory", "--port", str(port))
-        with self.other_process("uvicorn", *words, fault=f"{fault}:kill") as process, self.service.client() as client:
+        words = ("api", "--port", str(port))
+        with self.other_process(*words, fault=f"{fault}:kill") as process, self.service.client() as client:
             client.base_url = f"http://127.0.0.1:{port}"
             wait_for(lambda: process.poll() is not None or _is_up(client), bool, READY_SECONDS)
             yield client
