@@ -1,8 +1,6 @@
 import asyncio
 import base64
-import hashlib
 import json
-import threading
 import time
 from typing import Any
 
@@ -10,19 +8,15 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from api import image_stream
 from core.models import Sample
 from core.samples import service as samples
-from core.samples.service import SamplePlan
-from core.storage import keys
 from tests import rows
 from tests.api.conftest import Owner, Service, assert_problem
-
-BODY = {"model": "tiny-dit", "prompt": "circle", "n": 2, "seed": 5}
+from tests.api.drawing import BODY, drawn, during
 
 
 def test_images_come_back_as_base64_with_their_seeds(service: Service, client: TestClient) -> None:
-    reply = _drawn(service, client, BODY)
+    reply = drawn(service, client, BODY)
     assert reply.status_code == 200, reply.text
     body = reply.json()
     assert [base64.b64decode(item["b64_json"]) for item in body["data"]] == [b"picture 5", b"picture 6"]
@@ -32,7 +26,7 @@ def test_images_come_back_as_base64_with_their_seeds(service: Service, client: T
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_images_cost_is_measured_where_it_is_answered(service: Service, client: TestClient, stream: bool) -> None:
-    assert _drawn(service, client, BODY | {"stream": stream}).status_code == 200
+    assert drawn(service, client, BODY | {"stream": stream}).status_code == 200
     assert_problem(client.post("/v1/images/generations", json=BODY | {"timeout": 0.05}), 504, "deadline_exceeded")
     told = service.open.get("/metrics").text
     for part, seconds in (("queue", 0.03), ("compute", 0.2)):
@@ -41,7 +35,7 @@ def test_what_images_cost_is_measured_where_it_is_answered(service: Service, cli
 
 
 def test_images_come_back_as_urls_that_ask_for_the_key(service: Service, client: TestClient) -> None:
-    body = _drawn(service, client, BODY | {"response_format": "url"}).json()
+    body = drawn(service, client, BODY | {"response_format": "url"}).json()
     url = body["data"][1]["url"]
     assert url.startswith("http://testserver/v1/images/generations/img-")
     assert client.get(url).content == b"picture 6"
@@ -67,18 +61,18 @@ def test_a_request_whose_location_was_lost_is_found_again(service: Service, clie
         made = by.post("/v1/images/generations", json=BODY, headers={"Prefer": "respond-async"})
         return made.headers["location"]
 
-    drawn = asked(client)
+    first = asked(client)
     service.draw()
     waiting, _ = asked(client), asked(service.owner().client)
     page = client.get("/v1/images/generations", params={"limit": 1}).json()
     assert (page["data"], page["has_more"]) == ([client.get(waiting).json()], True)
     rest = client.get("/v1/images/generations", params={"after": page["last_id"]}).json()
-    assert (rest["data"], rest["has_more"]) == ([client.get(drawn).json()], False)
+    assert (rest["data"], rest["has_more"]) == ([client.get(first).json()], False)
     assert client.get(rest["data"][0]["data"][1]["url"]).content == b"picture 6"
 
 
 def test_images_that_are_gone_hold_up_no_list(service: Service, client: TestClient) -> None:
-    body = _drawn(service, client, BODY).json()
+    body = drawn(service, client, BODY).json()
     with service.database.write() as session:
         session.get_one(Sample, body["id"]).images = None
     [listed] = client.get("/v1/images/generations").json()["data"]
@@ -111,14 +105,14 @@ def test_a_request_that_failed_says_why(service: Service, client: TestClient, co
             (plan,) = samples.claim(session, rows.WORKER, rows.LEASE, service.catalog, 1)
             assert samples.fail(session, plan, code=code, message="it went wrong")
 
-    assert_problem(_during(client, BODY, fail), status, code)
+    assert_problem(during(client, BODY, fail), status, code)
 
 
 def test_a_tuned_model_draws_its_own_classes(service: Service, owner: Owner, client: TestClient) -> None:
     _, adapter = service.trained(owner)
     reply = client.post("/v1/images/generations", json={"model": adapter.model, "prompt": "circle"})
     assert_problem(reply, 422, "unknown_class", "/prompt")
-    assert _drawn(service, client, {"model": adapter.model, "prompt": "b"}).status_code == 200
+    assert drawn(service, client, {"model": adapter.model, "prompt": "b"}).status_code == 200
     with service.database.read() as session:
         sample = session.scalars(select(Sample)).one()
     part = {"adapter_id": adapter.id, "model": adapter.model, "weight": 1.0, "label": 1}
@@ -134,7 +128,7 @@ def test_a_model_of_a_base_that_has_changed_is_refused(service: Service, owner: 
 
 
 def test_images_that_were_kept_long_enough_are_said_to_be_gone(service: Service, client: TestClient) -> None:
-    body = _drawn(service, client, BODY).json()
+    body = drawn(service, client, BODY).json()
     with service.database.write() as session:
         session.get_one(Sample, body["id"]).images = None
     reply = client.get(f"/v1/images/generations/{body['id']}/images/0")
@@ -189,7 +183,7 @@ def test_an_interval_of_guidance_is_kept_as_it_was_asked(client: TestClient) -> 
 
 def test_what_means_nothing_here_is_taken(service: Service, client: TestClient) -> None:
     more = {"user": "me", "output_format": "png", "quality": "standard", "background": "opaque", "size": "8x8"}
-    assert _drawn(service, client, BODY | more).status_code == 200
+    assert drawn(service, client, BODY | more).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -213,9 +207,9 @@ def test_a_mix_names_the_base_and_adapters_that_draw_the_class(
     (_, one), (_, two) = service.trained(owner), service.trained(owner)
     parts = [{"model": one.model, "weight": 0.25}, {"model": two.model}]
     body = {"model": "tiny-dit", "prompt": "b", "adapters": parts}
-    drawn = _drawn(service, client, body).json()
+    reply = drawn(service, client, body).json()
     with service.database.read() as session:
-        sample = session.get_one(Sample, drawn["id"])
+        sample = session.get_one(Sample, reply["id"])
     assert [(part["adapter_id"], part["weight"], part["label"]) for part in sample.request["adapters"]] == [
         (one.id, 0.25, 1),
         (two.id, 1.0, 1),
@@ -238,7 +232,7 @@ def test_a_mix_names_the_base_and_adapters_that_draw_the_class(
 
 def test_an_image_comes_as_the_format_that_was_asked_for(service: Service, client: TestClient) -> None:
     asked = BODY | {"output_format": "webp", "output_compression": 80, "response_format": "url"}
-    body = _drawn(service, client, asked).json()
+    body = drawn(service, client, asked).json()
     assert body["output_format"] == "webp"
     image = client.get(body["data"][0]["url"])
     assert image.headers["content-type"] == "image/webp"
@@ -271,7 +265,7 @@ def test_a_caller_whose_request_is_cancelled_meanwhile_is_told(service: Service,
         with service.database.write() as session:
             samples.cancel(session, session.scalars(select(Sample)).one())
 
-    assert_problem(_during(client, BODY, act), 409, "cancelled")
+    assert_problem(during(client, BODY, act), 409, "cancelled")
 
 
 def test_a_request_whose_time_is_over_is_504_and_never_drawn(service: Service, client: TestClient) -> None:
@@ -299,76 +293,6 @@ def test_the_queue_is_bounded_over_all_tenants(service: Service, client: TestCli
     assert int(reply.headers["retry-after"]) > 0
     service.draw()
     assert client.post("/v1/images/generations", json=BODY, headers=headers).status_code == 202
-
-
-def _show(service: Service, plan: SamplePlan, number: int, data: bytes) -> None:
-    """What a worker does with a partial image."""
-    key = keys.partial_image(plan.tenant_id, plan.sample_id, plan.attempt, 0, number)
-    service.store.put(key, data, "image/png")
-    partial = {"key": key, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    with service.database.write() as session:
-        assert samples.add_partial(session, plan, partial | {"index": 0, "number": number})
-
-
-def test_a_stream_shows_partial_images_and_then_the_images(service: Service, client: TestClient) -> None:
-    def act() -> None:
-        with service.database.write() as session:
-            [plan] = samples.claim(session, rows.WORKER, rows.LEASE, service.catalog, 10)
-        assert plan.spec.partial_steps == (6, 13)
-        for number in range(2):
-            _show(service, plan, number, f"partial {number}".encode())
-        service.deliver(plan)
-
-    reply = _during(client, BODY | {"n": 1, "stream": True, "partial_images": 2}, act)
-    assert reply.headers["content-type"].startswith("text/event-stream")
-    assert reply.headers["cache-control"] == "private, no-store"
-    events = _events(reply.text)
-    # Partial images that nobody looked at before the end are left out: a reader wants the picture.
-    assert {event["type"] for event in events[:-1]} <= {"image_generation.partial_image"}
-    last = events[-1]
-    assert (last["type"], last["seed"]) == ("image_generation.completed", 5)
-    assert base64.b64decode(last["b64_json"]) == b"picture 5"
-    assert (last["size"], last["output_format"]) == ("8x8", "png")
-
-
-def test_each_partial_image_is_sent_as_it_comes(service: Service, client: TestClient) -> None:
-    made = client.post("/v1/images/generations", json={**BODY, "n": 1}, headers={"Prefer": "respond-async"}).json()
-    with service.database.write() as session:
-        [plan] = samples.claim(session, rows.WORKER, rows.LEASE, service.catalog, 10)
-    _show(service, plan, 0, b"partial")
-    services = client.app.state.services  # pyright: ignore[reportAttributeAccessIssue]
-    events, shown, has_ended = image_stream._look(services, plan.tenant_id, made["id"], 0)
-    assert [(event["type"], event["partial_image_index"]) for event in events] == [
-        ("image_generation.partial_image", 0)
-    ]
-    assert base64.b64decode(events[0]["b64_json"]) == b"partial"
-    assert (shown, has_ended) == (1, False)
-    assert image_stream._look(services, plan.tenant_id, made["id"], shown) == ([], 1, False)
-
-
-def test_a_stream_ends_with_what_went_wrong(service: Service, client: TestClient) -> None:
-    def act() -> None:
-        with service.database.write() as session:
-            [plan] = samples.claim(session, rows.WORKER, rows.LEASE, service.catalog, 10)
-            assert samples.fail(session, plan, code="image_not_finite", message="NaN")
-
-    [event] = _events(_during(client, BODY | {"stream": True}, act).text)
-    assert (event["type"], event["error"]["code"]) == ("error", "image_not_finite")
-
-
-def test_a_stream_whose_pictures_cannot_be_read_says_so_and_where_they_are(
-    service: Service, client: TestClient
-) -> None:
-    def act() -> None:
-        service.draw()
-        for key in [info.key for info in service.store.list() if "/samples/" in info.key]:
-            service.store.delete(key)
-
-    reply = _during(client, BODY | {"stream": True}, act)
-    [event] = _events(reply.text)
-    assert (event["type"], event["error"]["code"]) == ("error", "object_missing")
-    assert "tenant-" not in event["error"]["message"]
-    assert client.get(reply.headers["location"]).json()["status"] == "succeeded"
 
 
 def test_a_name_in_a_mix_that_is_none_is_blamed_in_its_place(client: TestClient) -> None:
@@ -418,29 +342,3 @@ async def _hang_up(app: Any, body: bytes, headers: dict[str, str]) -> None:
         "state": {},
     }
     await asyncio.wait_for(app(scope, receive, send), 10)
-
-
-def _events(text: str) -> list[dict[str, Any]]:
-    found = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
-    named = [line.removeprefix("event: ") for line in text.splitlines() if line.startswith("event: ")]
-    assert [event["type"] for event in found] == named
-    return found
-
-
-def _drawn(service: Service, client: TestClient, body: dict[str, Any]) -> Any:
-    return _during(client, body, service.draw)
-
-
-def _during(client: TestClient, body: dict[str, Any], act: Any) -> Any:
-    """The reply to a request that `act` answers while it waits."""
-    replies: list[Any] = []
-    asking = threading.Thread(target=lambda: replies.append(client.post("/v1/images/generations", json=body)))
-    asking.start()
-    database = client.app.state.database  # pyright: ignore[reportAttributeAccessIssue]
-    while asking.is_alive():
-        with database.read() as session:
-            if session.scalar(select(Sample.id).where(Sample.status == "queued")):
-                break
-    act()
-    asking.join(20)
-    return replies[0]
