@@ -16,6 +16,7 @@ from PIL import Image
 from client import CompletedImage, DiffFit, PartialImage
 from tests.e2e.service import RunningService, adapter_of, ended, job, push, reaches, running, step_of, train, wait_for
 from tests.e2e.shapes import shapes_zip
+from tests.servers import Valkey
 
 pytestmark = pytest.mark.e2e
 
@@ -212,6 +213,23 @@ def test_a_killed_broker_comes_back_and_what_is_asked_meanwhile_is_done(tmp_path
         assert _broker_process(service) in children
         assert "broker ended with -9; starting it again" in service.stop()
         assert [pid for pid in children if _is_alive(pid)] == []
+
+
+@pytest.mark.stack
+def test_with_the_broker_gone_a_worker_that_runs_trains_and_draws_on(tmp_path: Path, tiny_base: Path) -> None:
+    with Valkey.running() as broker:
+        settings = {"broker_url": broker.url, "slice_seconds": "1"}
+        with running(tmp_path / "data", tiny_base, **settings) as service, service.client() as client:
+            created = train(client, MODEL, push(client, shapes_zip())["id"], steps=20_000, batch_size=4)
+            begun = wait_for(lambda: job(client, created["id"]), lambda found: step_of(found) > 0)
+            broker.kill()
+            wait_for(lambda: job(client, created["id"]), lambda found: found["attempt"] >= begun["attempt"] + 2)
+            body = {"model": MODEL, "prompt": "circle", "seed": 1, "steps": 4, "response_format": "b64_json"}
+            assert client.post("/v1/images/generations", json=body).status_code == 200
+            assert client.get("/readyz").json()["checks"]["broker"]["status"] != "ok"
+            broker.start()
+            wait_for(lambda: client.get("/readyz").json()["checks"]["broker"]["status"], lambda status: status == "ok")
+            assert client.post("/v1/images/generations", json=body).status_code == 200
 
 
 def _broker_process(service: RunningService) -> int:

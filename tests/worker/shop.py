@@ -93,7 +93,8 @@ class Shop:
             "DIFFFIT_THREADS": str(settings.threads),
             "FAULT": fault,
         }
-        command = [sys.executable, "-c", f"{before}\nfrom worker.tasks.device import train_jobs; train_jobs()"]
+        pump = "from worker.pump import Pump; from worker.runtime import get_runtime; Pump(get_runtime()).run()"
+        command = [sys.executable, "-c", f"{before}\n{pump}"]
         return subprocess.run(command, env=environment, check=False, timeout=120, capture_output=True).returncode
 
     def lose_leases(self) -> None:

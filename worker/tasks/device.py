@@ -1,7 +1,11 @@
 """Edges of training, sampling and evaluation: all wake the same pump, which takes whatever waits."""
 
+import structlog
+
 from core import faults
-from worker.app import app
+from worker.app import app, is_stopping
+
+log = structlog.get_logger()
 
 
 @app.task(name="job.train")
@@ -25,4 +29,9 @@ def _pump() -> None:
     from worker.pump import Pump  # noqa: PLC0415
     from worker.runtime import get_runtime  # noqa: PLC0415
 
-    Pump(get_runtime()).run()
+    runtime = get_runtime()
+    Pump(runtime).run()
+    # With the broker away nobody could wake another pump: this one stays, or nothing would be drawn until it is back.
+    while not is_stopping() and not runtime.services.nudges.ping():
+        log.warning("pump.stays", reason="the broker does not answer")
+        Pump(runtime).run()
