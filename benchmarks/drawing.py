@@ -1,7 +1,7 @@
 """Pictures from any predictor: the service's solver and guidance, for methods that the engine does not hold.
 
 And two ways that the service does not have: guidance whose change of x̂_0 is taken across x̂_0 alone, so that nothing
-that is there already is made stronger (`-across`; Sadat et al., arXiv 2410.02416, equation 6 with η = 0).
+that is there already is made stronger (`-across`; adaptive projected guidance, Sadat et al., arXiv 2410.02416, η = 0).
 """
 
 from collections.abc import Sequence
