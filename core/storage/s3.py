@@ -39,7 +39,7 @@ class S3Store:
             config=Config(
                 connect_timeout=5,
                 read_timeout=30,  # five silent tries end within `stall_seconds`: a worker that waits here does not hang
-                retries={"mode": "standard", "max_attempts": 5},
+                retries={"mode": "standard", "total_max_attempts": 5},
                 s3={"addressing_style": "path"},
             ),
         )
