@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from benchmarks import domains, measure
 from benchmarks.bases import training_dtype
@@ -74,9 +73,7 @@ def main() -> None:
         )
         if keep:
             folder.mkdir(parents=True, exist_ok=True)
-            rows, columns, side = pictures.shape[:3]
-            grid = pictures.transpose(0, 2, 1, 3, 4).reshape(rows * side, columns * side, 3)
-            Image.fromarray(grid).save(folder / f"{name}.png", optimize=True)
+            measure.save_grid(pictures, folder / f"{name}.png")
     slowest = max(values[-1] for values in taken.values())
     measure.record("adaptation", {"seconds": slowest, "rows": taken, "pictures": PICTURES}, SEED, keep)
 

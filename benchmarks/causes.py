@@ -10,7 +10,7 @@ Each question changes one thing at a time, on the table's domains, rates and ste
 
 γ multiplies a gate that depends on class and time; a bias adds to it. `constant_share` is how much of the gates' mean
 square depends on neither: of that part the bias can do all that γ can. Cells are kept in `benchmarks/results/causes/`:
-a stopped run goes on, `--quick` reads what is there.
+a stopped run goes on, `--quick` reads what is there. Beside them a strip of clip art: by cfg, by domain guidance, real.
 """
 
 import argparse
@@ -42,6 +42,7 @@ WAYS: tuple[Draw, ...] = (
     ("domain-across", 3.0),
 )
 GATE_ROWS = 512
+SHOWN, COLUMNS = "clipart", 12
 
 
 def cells(names: Sequence[str], rates: dict[str, float]) -> list[Cell]:
@@ -138,6 +139,24 @@ def constant_shares(folder: Path) -> list[float]:
     return shares
 
 
+def strip(folder: Path) -> np.ndarray:
+    """(3, COLUMNS, s, s, 3) uint8 of `SHOWN`: one DiffFit adapter by cfg, by domain guidance, and the domain's own."""
+    from benchmarks.drawing import draw  # noqa: PLC0415
+    from benchmarks.methods import Asked, adapt, null_of, training_data  # noqa: PLC0415
+    from core.diffusion.families import load_base  # noqa: PLC0415
+
+    sizes = SIZES["paper"]
+    base, domain = load_base(folder), domains.load(SHOWN)
+    rate = PaperTable(Place.open(folder, domains.MEASURED), domains.MEASURED, sizes, 0).tune_rates()["difffit"]
+    data = training_data(base, domain, domain.train.head(sizes.train_images))
+    adapted = adapt(folder, base, data, Asked("difffit", sizes.steps, sizes.batch_size, rate, SEED))
+    labels = np.resize(np.arange(len(domain.classes)), COLUMNS)
+    null, classes = null_of(base), len(domain.classes)
+    drawn = [draw(base, adapted.predict, null, labels.tolist(), classes, *way, seed=SEED) for way in (MAIN, DOMAIN)]
+    own = [domain.train.pixels[np.flatnonzero(domain.train.labels == label)[0]] for label in labels]
+    return np.stack([*drawn, np.stack(own)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="read the kept results, run no cell")
@@ -165,6 +184,8 @@ def main() -> None:
     if args.quick:
         print(json.dumps(summary))
     else:
+        args.results.mkdir(parents=True, exist_ok=True)
+        measure.save_grid(strip(args.base), args.results / f"{SHOWN}.png")
         measure.record("causes", summary, SEED, keep=True)
 
 

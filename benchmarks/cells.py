@@ -223,7 +223,7 @@ def _measured(cell: Cell, base, domain, predict, null, guidance: Way, scale: flo
     seed = 1_000_000 * (cell.seed + 1)
     images = draw(base, predict, null, labels.tolist(), len(domain.classes), guidance, scale, seed)
     drawn = time.perf_counter() - began
-    _keep_sheet(cell, images, guidance)
+    _keep_sheet(cell, images, guidance, scale)
     features = load_features()
     pool = domain.train + domain.tune if cell.train_images > len(domain.train) else domain.train
     training = pool.head(max(cell.train_images, 8))
@@ -237,15 +237,14 @@ def _measured(cell: Cell, base, domain, predict, null, guidance: Way, scale: flo
     }
 
 
-def _keep_sheet(cell: Cell, images: np.ndarray, guidance: str) -> None:
+def _keep_sheet(cell: Cell, images: np.ndarray, guidance: Way, scale: float) -> None:
     """The first pictures, to be looked at."""
-    from PIL import Image  # noqa: PLC0415
+    from benchmarks.measure import save_grid  # noqa: PLC0415
 
     SHEETS.mkdir(parents=True, exist_ok=True)
-    rows = images[: len(images[:40]) // 10 * 10]
-    if len(rows):
-        side = rows.shape[1]
-        grid = rows.reshape(-1, 10, side, side, 3).transpose(0, 2, 1, 3, 4).reshape(-1, 10 * side, 3)
+    shown = images[: len(images[:40]) // 10 * 10]
+    if len(shown):
         rate = "auto" if cell.learning_rate is None else f"{cell.learning_rate:g}"
-        name = f"{cell.domain}-{cell.method}-{rate}-s{cell.seed}-n{cell.train_images}-{guidance}.png"
-        Image.fromarray(grid).save(SHEETS / name)
+        way = f"{guidance}-{scale:g}"
+        name = f"{cell.domain}-{cell.method}-{rate}-s{cell.seed}-n{cell.train_images}-{way}.png"
+        save_grid(shown.reshape(-1, 10, *shown.shape[1:]), SHEETS / name)

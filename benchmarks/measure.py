@@ -11,7 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results"
@@ -70,6 +72,13 @@ def _processor() -> str:
     told = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
     name = told.get("model name", platform.processor() or platform.machine()).strip()
     return f"{name}, AMX" if "amx_tile" in told.get("flags", "") else name
+
+
+def save_grid(pictures: np.ndarray, path: Path) -> None:
+    """Pictures (rows, columns, s, s, 3) uint8 side by side, as a PNG."""
+    rows, columns, side = pictures.shape[:3]
+    grid = pictures.transpose(0, 2, 1, 3, 4).reshape(rows * side, columns * side, 3)
+    Image.fromarray(grid).save(path, optimize=True)
 
 
 def record(name: str, result: Mapping[str, Any], seed: int, keep: bool) -> None:
