@@ -113,6 +113,25 @@ def summarise(results: Sequence[Result]) -> tuple[Result, Result, Result]:
     return gamma, rank, guidance
 
 
+def losses_over_bitfit(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    """By method and domain: by how many thousandths a method's training loss, over the last steps, is above BitFit's.
+
+    From the same noises the losses differ by far less than distances of some drawn pictures do by chance.
+    """
+    losses: dict[str, dict[str, float]] = defaultdict(dict)
+    for result in results:
+        losses[result["cell"]["method"]][result["cell"]["domain"]] = result["last_loss"]
+    over = {
+        method: {name: round(1000 * (loss / losses["bitfit"][name] - 1), 2) for name, loss in by_domain.items()}
+        for method, by_domain in losses.items()
+        if method != "bitfit"
+    }
+    print("training loss over BitFit's, in thousandths:")
+    for method, by_domain in over.items():
+        print(f"  {method:20} {by_domain}")
+    return over
+
+
 def constant_shares(folder: Path) -> list[float]:
     """Of each block: the share of its gates' mean square, over classes and times, that is their mean's square."""
     import torch  # noqa: PLC0415  # for who runs it, not for who reads
@@ -176,6 +195,7 @@ def main() -> None:
     summary = {
         "constant_share": round(float(np.mean(shares)), 3),
         "gamma": gamma,
+        "loss_over_bitfit": losses_over_bitfit(results),
         "rank": rank,
         "guidance_over_cfg_3": guidance,
         "pictures": PICTURES,

@@ -83,6 +83,14 @@ def test_ratios_are_of_the_same_domains_and_ways() -> None:
     assert MAIN[0] not in guidance
 
 
+def test_losses_are_told_in_thousandths_over_bitfits() -> None:
+    results = [
+        {"cell": {"method": method, "domain": "one"}, "last_loss": loss}
+        for method, loss in (("bitfit", 0.5), ("difffit", 0.5), ("lora-fair", 0.499))
+    ]
+    assert causes.losses_over_bitfit(results) == {"difffit": {"one": 0.0}, "lora-fair": {"one": -2.0}}
+
+
 def test_the_kept_cells_are_of_the_shipped_base_and_read_by_quick() -> None:
     command = [sys.executable, "-m", "benchmarks.causes", "--quick"]
     printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
