@@ -82,10 +82,10 @@ def kept(place: Place) -> list[Result]:
 def summarise(results: Sequence[Result]) -> tuple[Result, Result, Result]:
     """Of γ, of the rank and of guidance: ratios over pairs, printed one a line."""
     found: dict[tuple[str, Draw], dict[tuple[str, int], float]] = defaultdict(dict)
-    parameters: dict[str, int] = {}
+    parameters: dict[str, int] = {}  # in the domain with the most classes
     for result in results:
         cell = result["cell"]
-        parameters[cell["method"]] = result["parameters"]
+        parameters[cell["method"]] = max(parameters.get(cell["method"], 0), result["parameters"])
         for draw in result["draws"]:
             way: Draw = (draw["guidance"], draw["scale"])
             found[cell["method"], way][cell["domain"], cell["seed"]] = kernel(at(result, way))
