@@ -32,6 +32,9 @@ def _pump() -> None:
     runtime = get_runtime()
     Pump(runtime).run()
     # With the broker away nobody could wake another pump: this one stays, or nothing would be drawn until it is back.
+    has_said = False
     while not is_stopping() and not runtime.services.nudges.ping():
-        log.warning("pump.stays", reason="the broker does not answer")
+        if not has_said:
+            log.warning("pump.stays", reason="the broker does not answer")
+        has_said = True
         Pump(runtime).run()
