@@ -158,7 +158,7 @@ def constant_shares(folder: Path) -> list[float]:
     return shares
 
 
-def strip(folder: Path) -> np.ndarray:
+def strip(folder: Path, rate: float) -> np.ndarray:
     """(3, COLUMNS, s, s, 3) uint8 of `SHOWN`: one DiffFit adapter by cfg, by domain guidance, and the domain's own."""
     from benchmarks.drawing import draw  # noqa: PLC0415
     from benchmarks.methods import Asked, adapt, null_of, training_data  # noqa: PLC0415
@@ -166,7 +166,6 @@ def strip(folder: Path) -> np.ndarray:
 
     sizes = SIZES["paper"]
     base, domain = load_base(folder), domains.load(SHOWN)
-    rate = PaperTable(Place.open(folder, domains.MEASURED), domains.MEASURED, sizes, 0).tune_rates()["difffit"]
     data = training_data(base, domain, domain.train.head(sizes.train_images))
     adapted = adapt(folder, base, data, Asked("difffit", sizes.steps, sizes.batch_size, rate, SEED))
     labels = np.resize(np.arange(len(domain.classes)), COLUMNS)
@@ -188,7 +187,9 @@ def main() -> None:
     else:
         place = Place.open(args.base, domains.MEASURED, args.results)
         table = PaperTable(replace(place, results=RESULTS), domains.MEASURED, SIZES["paper"], 0)
-        results = run_cells(place, cells(domains.MEASURED, table.tune_rates()), args.workers)
+        rates = table.tune_rates()
+        results = run_cells(place, cells(domains.MEASURED, rates), args.workers)
+        measure.save_grid(strip(args.base, rates["difffit"]), args.results / f"{SHOWN}.png")
     shares = constant_shares(args.base)
     print(f"share of the gates that depends on neither class nor time, by block: {shares}")
     gamma, rank, guidance = summarise(results)
@@ -204,8 +205,6 @@ def main() -> None:
     if args.quick:
         print(json.dumps(summary))
     else:
-        args.results.mkdir(parents=True, exist_ok=True)
-        measure.save_grid(strip(args.base), args.results / f"{SHOWN}.png")
         measure.record("causes", summary, SEED, keep=True)
 
 

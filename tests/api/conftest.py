@@ -6,6 +6,7 @@ import io
 import shutil
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,14 +169,20 @@ def service_settings(tmp_path: Path, sqlite_template: Path, base_folder: Path) -
     return make_settings(folder, bases=str(base_folder), image_wait_seconds=5.0, log_level="error")
 
 
+@contextmanager
+def opened(settings: Settings) -> Iterator[Service]:
+    """The API on these settings, in this process."""
+    app = create_app(settings)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        database = Database(settings.database)
+        yield Service(app, settings, database, open_store(settings), Catalog(settings.bases), client)
+        database.close()
+
+
 @pytest.fixture
 def service(service_settings: Settings) -> Iterator[Service]:
-    app = create_app(service_settings)
-    with TestClient(app, raise_server_exceptions=False) as client:
-        database = Database(service_settings.database)
-        store = open_store(service_settings)
-        yield Service(app, service_settings, database, store, Catalog(service_settings.bases), client)
-        database.close()
+    with opened(service_settings) as service:
+        yield service
 
 
 @pytest.fixture

@@ -12,14 +12,10 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 from sqlalchemy import select, text
 
-from api.app import create_app
 from core.adapters.repository import AdapterRepository
-from core.bases import Catalog
-from core.db.session import Database
 from core.models import Job
 from core.settings import Settings
-from core.storage import open_store
-from tests.api.conftest import Service, assert_problem, job_body, upload
+from tests.api.conftest import Service, assert_problem, job_body, opened, upload
 
 pytestmark = pytest.mark.stack
 
@@ -27,13 +23,8 @@ pytestmark = pytest.mark.stack
 @pytest.fixture
 def service(service_settings: Settings, postgres_url: str) -> Iterator[Service]:
     service_settings.database_url = SecretStr(postgres_url)
-    app = create_app(service_settings)
-    with TestClient(app, raise_server_exceptions=False) as client:
-        database = Database(postgres_url)
-        yield Service(
-            app, service_settings, database, open_store(service_settings), Catalog(service_settings.bases), client
-        )
-        database.close()
+    with opened(service_settings) as service:
+        yield service
 
 
 def test_the_story_of_a_job(service: Service) -> None:

@@ -3,37 +3,21 @@ lost, nothing is done twice, and whoever is refused is told to come again."""
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
-from fastapi.testclient import TestClient
 from pydantic import SecretStr
 from sqlalchemy import func, select
 
-from api.app import create_app
-from core.bases import Catalog
 from core.db import migrate
-from core.db.session import Database
 from core.models import Job, OutboxMessage
 from core.settings import Settings
-from core.storage import open_store
-from tests.api.conftest import Owner, Service, job_body
+from tests.api.conftest import Owner, Service, job_body, opened
 from tests.servers import Postgres, Server, Valkey
 
 pytestmark = pytest.mark.stack
 
 CALLERS, EACH = 4, 20
-
-
-@contextmanager
-def opened(settings: Settings) -> Iterator[Service]:
-    app = create_app(settings)
-    with TestClient(app, raise_server_exceptions=False) as client:
-        database = Database(settings.database)
-        yield Service(app, settings, database, open_store(settings), Catalog(settings.bases), client)
-        database.close()
 
 
 def submitted(owner: Owner, file_id: str, server: Server) -> tuple[dict[str, str], Counter[int]]:
