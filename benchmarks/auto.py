@@ -28,7 +28,6 @@ def main() -> None:
     place = Place.open(args.base, names, args.results)
     table = PaperTable(place, names, SIZES["paper"], 0 if args.quick else args.workers)
     table.tune_rates()
-    table.tune_scales()
     wanted = [(name, seed) for name in names for seed in SEEDS]
     tuned = [_tuned(table, name, seed) for name, seed in wanted]
     chosen = [replace(cell, learning_rate=None, steps=None, draws=(MAIN,)) for cell in tuned]

@@ -1,6 +1,8 @@
 """Ways to adapt a frozen base to a domain, on equal terms: the same pictures, noises, times and labels at each step.
 
-DiffFit and BitFit are the service's own trainer. The others change a base of their own, as the named public code does:
+DiffFit and BitFit are the service's own trainer: `difffit` has γ where the paper does, `difffit-all` there in all
+blocks, `difffit-everywhere` on every map's output of all blocks. The others change a base of their own, as the named
+public code does:
 
 | method | what trains beside the class rows |
 |---|---|
@@ -31,7 +33,7 @@ from core.adapters import format as adapter_format
 from core.diffusion.base import Base
 from core.diffusion.catalog import BaseSummary
 from core.diffusion.families import load_base
-from core.diffusion.layout import AdapterLayout
+from core.diffusion.layout import GAMMA_PLACES, AdapterLayout
 from core.diffusion.places import AdaptedAffine
 from core.training.data import TrainingData, prepare
 from core.training.loop import finish, fit, start
@@ -51,6 +53,7 @@ _OURS: dict[str, dict[str, object]] = {
     "bitfit": {"layout": "bitfit"},
     "difffit": {"gamma_depth": "half"},
     "difffit-all": {"gamma_depth": "all"},
+    "difffit-everywhere": {"gamma_depth": "all", "gamma_places": list(GAMMA_PLACES)},
 }
 _OURS |= {f"{method}{_FIXED_GATES}": _OURS[method] for method in ("bitfit", "difffit")}
 

@@ -14,23 +14,22 @@ import numpy as np
 
 from benchmarks.cells import DOMAIN, MAIN, Cell, Draw, Place, Recipe, Result, at, kernel, log_distance, run_cells
 
-COMPARED = ("difffit", "full", "lora-fair", "bitfit")  # three seeds; BitFit is DiffFit with γ nowhere
+COMPARED = ("difffit", "difffit-everywhere", "full", "lora-fair", "bitfit")  # three seeds
 ABLATED = ("difffit-all", "lora-qkv", "modules")  # one
 GUIDED: tuple[str, ...] = ("difffit", "full")  # with more than one guidance
 RATES = {
     "full": (1e-4, 3e-4, 1e-3),
     "bitfit": (3e-3, 1e-2, 3e-2),
     "difffit": (3e-3, 1e-2, 3e-2),
+    "difffit-everywhere": (3e-3, 1e-2, 3e-2),
     "lora-fair": (1e-3, 3e-3, 1e-2),
 }
 TUNED_AS = {"difffit-all": "difffit", "lora-qkv": "lora-fair", "modules": "lora-fair"}
 TUNING_DOMAINS = ("lineart", "game")  # colour and black, so that the other domains show how a choice carries over
 TUNING_SEED = 100
-TUNING_PICTURES = 60
 EXTENSIONS = 2
 STEP_SECONDS = {"paper": {"difffit": 0.25, "full": 0.4}, "service": {"difffit": 0.12, "full": 0.26, "lora-fair": 0.25}}
 AUTO_STEPS = 880  # of 200 pictures: for the estimate alone
-SCALES = (1.5, 2.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -42,16 +41,15 @@ class Sizes:
     batch_size: int = 8
     train_images: int = 200
     pictures: int = 200
+    tuning_pictures: int = 100  # no more than there are to choose by
     seeds: tuple[int, ...] = (1, 2, 3)
 
 
-SIZES: dict[Recipe, Sizes] = {"paper": Sizes("paper", 220), "service": Sizes("service", None)}
+SIZES: dict[Recipe, Sizes] = {"paper": Sizes("paper", 220), "service": Sizes("service", None, tuning_pictures=60)}
 
 
 class Table:
     """The table of a recipe: rates, searched by the guidance that methods are compared by, then the figures."""
-
-    searched_by: Draw = MAIN
 
     def __init__(self, place: Place, names: Sequence[str], sizes: Sizes, workers: int) -> None:
         self.place, self.names, self.sizes, self.workers = place, list(names), sizes, workers
@@ -70,10 +68,10 @@ class Table:
         tried = {method: list(rates) for method, rates in RATES.items()}
         for _ in range(EXTENSIONS + 1):
             asked = [(method, rate) for method, rates in tried.items() for rate in rates]
-            distances = self._distances(asked, (self.searched_by,))
+            distances = self._distances(asked, (MAIN,))
             is_settled = True
             for method, rates in tried.items():
-                best = min(rates, key=lambda rate: distances[method, rate, self.searched_by])
+                best = min(rates, key=lambda rate: distances[method, rate, MAIN])
                 self.rates[method] = best
                 if best in (min(rates), max(rates)):
                     rates.append(_next_rate(best, upward=best == max(rates)))
@@ -104,7 +102,7 @@ class Table:
             seed=TUNING_SEED,
             train_images=self.sizes.train_images,
             against="tune",
-            pictures=min(TUNING_PICTURES, self.sizes.pictures),
+            pictures=min(self.sizes.tuning_pictures, self.sizes.pictures),
             draws=draws,
             recipe=self.sizes.recipe,
         )
@@ -128,7 +126,7 @@ class Table:
         """Seconds of the whole run on idle cores, from what a step and a picture cost where this was written."""
         self.rates = {method: rates[0] for method, rates in RATES.items()}
         searched = sum(
-            self._seconds(self.tuning_cell(method, name, rates[0], (self.searched_by,))) * (len(rates) + 0.6)
+            self._seconds(self.tuning_cell(method, name, rates[0], (MAIN,))) * (len(rates) + 0.6)
             for method, rates in RATES.items()
             for name in self.tuned_on
         )
@@ -142,48 +140,18 @@ class Table:
 
 
 class PaperTable(Table):
-    """With ablations, other guidance and the base as it is.
-
-    Its rates were searched when domain guidance was the service's default, and the scale of classifier-free guidance
-    likewise at the rate found.
-    """
-
-    searched_by = DOMAIN
-
-    def __init__(self, place: Place, names: Sequence[str], sizes: Sizes, workers: int) -> None:
-        super().__init__(place, names, sizes, workers)
-        self.scales = dict.fromkeys(GUIDED, MAIN[1])  # of classifier-free guidance; the service's until it is tuned
-
-    def tune(self) -> None:
-        super().tune()
-        self.tune_scales()
-        print("scales:", self.scales, flush=True)
-
-    def tune_scales(self) -> None:
-        """The scale of classifier-free guidance likewise, at the rate found. Domain guidance keeps the service's."""
-        draws: tuple[Draw, ...] = tuple(("cfg", scale) for scale in SCALES)
-        distances = self._distances([(method, self.rates[method]) for method in GUIDED], draws)
-        for method in GUIDED:
-            found = {draw: distances[method, self.rates[method], draw] for draw in draws}
-            self.scales[method] = min(found, key=lambda draw: found[draw])[1]
+    """With ablations, the base as it is, and full fine-tuning by domain guidance and by none as well."""
 
     def cells(self) -> list[Cell]:
         first = self.sizes.seeds[0]
-        cells = super().cells()
-        cells += [
-            replace(cell, draws=(MAIN,)) for cell in cells if all(guidance != "cfg" for guidance, _ in cell.draws)
-        ]
-        cells += [replace(self.cell("bitfit", name, first), method="base", learning_rate=None) for name in self.names]
-        return cells + [self.cell(method, name, first) for name in self.names for method in ABLATED]
+        bare = [replace(self.cell("bitfit", name, first), method="base", learning_rate=None) for name in self.names]
+        ablated = [self.cell(method, name, first) for name in self.names for method in ABLATED]
+        return super().cells() + bare + ablated
 
     def draws(self, method: str, seed: int) -> tuple[Draw, ...]:
-        draws: list[Draw] = [DOMAIN]
-        is_first = seed == self.sizes.seeds[0]
-        if method in GUIDED and (is_first or method == "difffit"):
-            draws.append(("cfg", self.scales[method]))
-        if method in GUIDED and is_first:
-            draws.append(("none", 1.0))
-        return tuple(draws)
+        if method not in GUIDED:
+            return (MAIN,)
+        return (DOMAIN, MAIN, ("none", 1.0)) if seed == self.sizes.seeds[0] else (DOMAIN, MAIN)
 
 
 def _next_rate(rate: float, upward: bool) -> float:

@@ -34,6 +34,7 @@ from benchmarks.peers import LoraPipeline
 from core.diffusion.adapter import Adapter
 from core.diffusion.base import Base
 from core.diffusion.catalog import read_json
+from core.diffusion.layout import GAMMA_PLACES
 from core.sampling.engine import Engine
 from core.sampling.request import AdapterPart, SampleRequest
 from core.sampling.row import Sampled
@@ -92,7 +93,7 @@ class Ours:
         settings = Settings.model_fields
         self._engine = kind(
             base,
-            base.layout(gamma_depth="all", gamma_places=["attention", "mlp", "qkv", "projection"]),
+            base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES),
             slots=settings["bank_slots"].default,
             max_rows=CPU_ROWS,
             few_rows=FEW_ROWS,

