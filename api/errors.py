@@ -68,6 +68,12 @@ class StillDrawing(Unavailable):
         self.location = location
 
 
+class GivenUp(Unavailable):
+    """The service could not do it, and has tried: the same call would only bring it on once more."""
+
+    retry_after_seconds = None
+
+
 class TimedOut(DomainError):
     """The request's own timeout has passed."""
 
@@ -200,7 +206,7 @@ def _headers_of(error: DomainError) -> dict[str, str]:
         if isinstance(error, StillDrawing):  # a retry would draw it a second time: look at Location instead
             headers |= {"Location": error.location, "x-should-retry": "false"}
         return headers
-    if isinstance(error, (Conflict, TimedOut)):
+    if isinstance(error, (Conflict, TimedOut, GivenUp)):
         return {"x-should-retry": "false"}
     return {}
 

@@ -15,6 +15,7 @@ from anyio import to_thread
 from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -47,6 +48,7 @@ MAX_HEADERS = 32 * 1024  # the server's own limit of 64 KiB holds only for what 
 UPLOAD_PATH = "/v1/files"
 UPLOAD_SLACK = 64 * 1024  # what multipart adds to a file
 
+_HUNG_UP = 499  # nobody is there to be answered: for log and metrics, as nginx has it
 _KEY = re.compile(r"Bearer (dfk_[A-Za-z0-9_-]{1,128})")
 
 
@@ -55,7 +57,6 @@ class Caller:
     """Whose key a request came with."""
 
     tenant_id: str
-    tenant_name: str
 
 
 class Surroundings:
@@ -86,6 +87,8 @@ class Surroundings:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_with_headers)
+            except ClientDisconnect:
+                status = status or _HUNG_UP
             except Exception:
                 log.exception("http.failed", method=scope["method"], path=scope["path"])
                 if not status:
@@ -224,7 +227,7 @@ def _secret(headers: Headers) -> str:
 def _caller(database: Database, secret: str) -> Caller:
     with database.read() as session:
         tenant = tenants.authenticate(session, secret)
-        return Caller(tenant.id, tenant.name)
+        return Caller(tenant.id)
 
 
 def _check_type(content_type: str, is_upload: bool) -> None:

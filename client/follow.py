@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from client.api import DiffFit
-from client.errors import Unreachable
+from client.errors import ApiError, Unreachable
 from client.jobs import Job
 
 Seen = Callable[[Sequence[Job]], None]
@@ -16,13 +16,13 @@ def follow(
     job_ids: Sequence[str],
     seen: Seen,
     *,
-    away: Callable[[Unreachable], None],
+    away: Callable[[Unreachable | ApiError], None],
     every_seconds: float = 0.5,
     patience_seconds: float = 120.0,
 ) -> list[Job]:
-    """Look until all have ended. `away` hears of a silent service, which is given time to come back.
+    """Look until all have ended. `away` hears of a service that is silent or has no database: it may come back.
 
-    Raises ApiError for a job that is not there, Unreachable when patience ends.
+    Raises ApiError for a job that is not there, Unreachable or ApiError when patience ends.
     """
     jobs: dict[str, Job] = {}
     heard = time.monotonic()
@@ -32,8 +32,8 @@ def follow(
                 if job_id not in jobs or not jobs[job_id].has_ended:
                     jobs[job_id] = client.jobs.get(job_id)
             heard = time.monotonic()
-        except Unreachable as error:
-            if not jobs or time.monotonic() - heard > patience_seconds:
+        except (Unreachable, ApiError) as error:
+            if not error.is_passing or not jobs or time.monotonic() - heard > patience_seconds:
                 raise
             away(error)
         else:

@@ -22,7 +22,7 @@ class Transport:
     """One service, one key. A request is repeated on 429, 503 and a broken connection: always safe here.
 
     GET and DELETE may be repeated as they are, and a PATCH, which replaces; a POST carries an `Idempotency-Key`, the
-    same one each time.
+    same one each time. A stream of images has none: it is repeated on 429 alone.
     """
 
     def __init__(

@@ -163,9 +163,10 @@ class CoTraining:
         spec = TrainSpec.from_json(job.spec or {})
         if _shape(spec) != _shape(first.plan.spec):
             return False
-        base = self._runtime.training_base(job.model, job.numeric_path)
-        fixed = job.numeric_path
-        path = NumericPath.from_json(fixed) if fixed else self._runtime.numeric_path(base, spec)
+        if job.numeric_path:
+            path = NumericPath.from_json(job.numeric_path)
+        else:
+            path = self._runtime.numeric_path(self._runtime.training_base(job.model, None), spec)
         taken = sum(one.rows for one in self._slices)
         return taken + min(spec.batch_size, path.micro_batch) <= self._row_limit and path.may_share(first.trainee.path)
 

@@ -81,7 +81,8 @@ class Transactions:
 class Rest:
     """A worker that had to hand something back claims nothing of its kind for a while: it would fare no better.
 
-    Twice as long each time, until one has what it needs. May be told from any thread.
+    Twice as long each time, until one has what it needs. May be told from any thread; what else meets the same outage
+    while it rests makes it no longer.
     """
 
     def __init__(self, first_seconds: float = 1.0, longest_seconds: float = 60.0) -> None:
@@ -94,6 +95,8 @@ class Rest:
         return time.monotonic() < self._until
 
     def begin(self) -> None:
+        if self.is_on:
+            return
         self._seconds = min(max(2 * self._seconds, self._first), self._longest)
         self._until = time.monotonic() + self._seconds
 

@@ -37,7 +37,6 @@ class Pump:
         self._drawing = Drawing(runtime)
         self._training = CoTraining(runtime)
         self._evaluating: Evaluating | None = None
-        self._trained_last = False
         self._roused = threading.Event()
         self._polled_at = 0.0
         self._suspects_at = 0.0
@@ -123,10 +122,10 @@ class Pump:
         """
         if self._runtime.rest.is_on:
             return
-        if self._training.is_empty and self._trained_last and self._claim_evaluation():
+        if self._training.is_empty and self._runtime.trained_last and self._claim_evaluation():
             return
         while self._training.claim(suspects=not self._holds_suspect):
-            self._trained_last = True
+            self._runtime.trained_last = True
         if self._training.is_empty:
             self._claim_evaluation()
 
@@ -147,7 +146,7 @@ class Pump:
         faults.point("claimed")
         log.info("evaluation.claimed", evaluation_id=plan.evaluation_id, attempt=plan.attempt)
         self._evaluating = Evaluating(self._runtime, plan)
-        self._trained_last = False
+        self._runtime.trained_last = False
         return True
 
     def _work(self) -> bool:

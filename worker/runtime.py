@@ -70,6 +70,7 @@ class Runtime:
         self._crew: Crew | None = None
         self.moved_at = time.monotonic()  # when the device thread last got anywhere
         self.transactions = Transactions(services.database, services.settings.lease_seconds, self.moved)
+        self.trained_last = False  # whether the last slice was of jobs: an evaluation that waits is then next
         self.rest = Rest()  # from jobs and evaluations
         self.drawing_rest = Rest()  # from requests for images
         torch.set_num_threads(services.settings.threads)

@@ -22,7 +22,7 @@ from api.deps import (
     committed,
     public_url,
 )
-from api.errors import StillDrawing, TimedOut
+from api.errors import GivenUp, StillDrawing, TimedOut
 from api.events import EVENT_STREAM
 from api.image_stream import give_up, image_stream
 from api.once import REPLAYED, Once, OnceDep
@@ -46,7 +46,7 @@ router = APIRouter(prefix="/v1/images/generations", tags=["images"])
 Outcome = Literal["ended", "gone", "late"]
 
 _GRACE_SECONDS = 1.0  # the worker says by itself what came too late
-_REFUSED = frozenset({"invalid", "unknown_class", "unknown_model", "image_not_finite"})
+_REFUSED = frozenset({"invalid", "unknown_class", "unknown_prompt", "unknown_model", "image_not_finite"})
 
 
 @router.post(
@@ -295,7 +295,10 @@ def _kept(row: Sample) -> list[dict[str, Any]]:
 
 
 def _trouble(row: Sample) -> DomainError:
-    """Why nothing was drawn: the caller's doing is 4xx, a timeout 504, ours 503, or 500 where we know no better."""
+    """Why nothing was drawn: the caller's doing is 4xx, a timeout 504, ours 503, or 500 where we know no better.
+
+    Only a store that was away passes by itself: all else has been tried as often as it may be.
+    """
     error = error_of(row)
     code, message = error["code"], error["message"]
     if code in _REFUSED:
@@ -304,4 +307,8 @@ def _trouble(row: Sample) -> DomainError:
         return TimedOut(message)
     if code == "internal_error":
         return DomainError(message, code=code)
-    return Conflict(message, code=code) if code == "cancelled" else Unavailable(message, code=code)
+    if code == ObjectMissing.code:
+        return ObjectMissing(message)
+    if code == "cancelled":
+        return Conflict(message, code=code)
+    return Unavailable(message, code=code) if code == "storage_unavailable" else GivenUp(message, code=code)

@@ -43,7 +43,7 @@ from core.errors import Invalid, NotFound
 from core.jobs import service as jobs
 from core.jobs.queue import positions
 from core.jobs.repository import JobRepository
-from core.jobs.start import Start, from_adapter, from_checkpoint, is_checkpoint_name
+from core.jobs.start import Start, from_adapter, from_checkpoint, is_checkpoint_name, seed_of_origin
 from core.jobs.states import Status
 from core.models import Checkpoint, Job
 from core.training.spec import POINTER
@@ -61,6 +61,9 @@ def create_job(
 
     def create() -> JobRead:
         base, start = _origin(catalog, session, caller.tenant_id, body)
+        seed = body.seed
+        if seed is None and start is not None:
+            seed = seed_of_origin(session, start, body.training_file)
         job = jobs.create_job(
             session,
             caller.tenant_id,
@@ -68,7 +71,7 @@ def create_job(
             dataset_id=body.training_file,
             hyperparameters=body.asked(),
             suffix=body.suffix,
-            seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
+            seed=secrets.randbelow(2**31) if seed is None else seed,
             labels=body.metadata,
             evaluate=bool(body.evaluate),
             start=start,
@@ -208,6 +211,8 @@ def get_job_preview(
 def _origin(catalog: Catalog, session: Session, tenant_id: str, body: JobCreate) -> tuple[BaseSummary, Start | None]:
     """The base to train on, and what of the tenant's own the job continues from."""
     if is_checkpoint_name(body.model):
+        if body.checkpoint is not None:
+            raise Invalid("model names a checkpoint already: leave this one out", pointer="/checkpoint")
         start = from_checkpoint(session, tenant_id, body.model, pointer="/model")
         return catalog.get(start.base), start
     base, adapter = named_model(catalog, session, tenant_id, body.model)

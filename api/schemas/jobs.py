@@ -1,7 +1,7 @@
 import math
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, WithJsonSchema, field_validator
 from typing_extensions import TypeAliasType
 
 from api.schemas.base import Body, ModelName, Text, storable
@@ -71,14 +71,16 @@ class JobCreate(Body):
     suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = Field(
         None, description="Part of the tuned model's name."
     )
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(None, description="Left out: one is drawn.")
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
+        None, description="Left out: one is drawn, or its origin's on the same file."
+    )
     metadata: Labels | None = None
     method: Method | None = None
     hyperparameters: Hyperparameters | None = Field(None, description="OpenAI's older place for them.")
     previews: bool | Previews | None = Field(None, description="false draws none.")
     evaluate: bool | None = Field(None, description="Measure the adapter against what was held out, once it is made.")
     validation_file: None = Field(None, description="A part of the training file is held out instead.")
-    integrations: None = None
+    integrations: None = Field(None, description="There are none: null or an empty list.")
 
     @field_validator("validation_file", mode="before")
     @classmethod
@@ -86,14 +88,29 @@ class JobCreate(Body):
         if value is not None:
             raise ValueError("leave it out: a part of training_file is held out instead")
 
-    @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        if self.method is not None and self.hyperparameters is not None:
-            raise ValueError("hyperparameters stand either in method.difffit or at the top, not in both")
-        clash = {f"preview_{key}" for key in ("every", "images", "steps")} & self._asked().keys()
-        if self.previews is not None and clash:
-            raise ValueError(f"previews and the hyperparameter {min(clash)} say the same thing: leave one out")
-        return self
+    @field_validator("integrations", mode="before")
+    @classmethod
+    def _no_integrations(cls, value: object) -> None:
+        if value not in (None, []):
+            raise ValueError("leave it out: there are no integrations")
+
+    # Of fields, so that an error names its field.
+    @field_validator("hyperparameters")
+    @classmethod
+    def _one_place(cls, value: Hyperparameters | None, info: ValidationInfo) -> Hyperparameters | None:
+        if value is not None and info.data.get("method") is not None:
+            raise ValueError("they stand either in method.difffit or at the top, not in both")
+        return value
+
+    @field_validator("previews")
+    @classmethod
+    def _said_once(cls, value: bool | Previews | None, info: ValidationInfo) -> bool | Previews | None:
+        method, top = info.data.get("method"), info.data.get("hyperparameters")
+        given = method.difffit.hyperparameters if method else top or {}
+        clash = {f"preview_{key}" for key in ("every", "images", "steps")} & given.keys()
+        if value is not None and clash:
+            raise ValueError(f"the hyperparameter {min(clash)} says the same thing: leave one out")
+        return value
 
     def _asked(self) -> dict[str, Any]:
         return self.method.difffit.hyperparameters if self.method else self.hyperparameters or {}

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from client.api import DiffFit
 from client.cli.output import console, duration, say
-from client.errors import Unreachable
+from client.errors import ApiError, Unreachable
 from client.follow import follow
 from client.jobs import Job
 
@@ -54,9 +54,10 @@ class Board:
             else:
                 self._tell(job)
 
-    def away(self, error: Unreachable) -> None:
+    def away(self, error: Unreachable | ApiError) -> None:
         if not self._away:
-            say(f"{error.base_url} does not answer; jobs go on when it is back. Waiting …")
+            trouble = f"{error.base_url} does not answer" if isinstance(error, Unreachable) else str(error)
+            say(f"{trouble}; jobs go on when it is back. Waiting …")
         self._away = True
 
     def _draw(self, job: Job) -> None:

@@ -101,7 +101,7 @@ def find_model(client: DiffFit, name: str) -> str:
         return client.models.default_base().id
     if name.startswith("adapter-"):
         return client.adapters.get(name).model
-    if name.startswith("ftjob-"):
+    if name.startswith("ftjob-") and ":" not in name:  # with one it is a checkpoint's name
         job = client.jobs.get(name)
         if job.fine_tuned_model is None:
             raise ClientError(f"job {name} is {job.status}: it has made no model")

@@ -12,6 +12,7 @@ from client.cli.board import watch
 from client.cli.files import is_usable, push
 from client.cli.jobs import pairs
 from client.cli.output import say
+from client.cli.sample import find_model
 from client.cli.session import connected
 from client.errors import StillUnderWay
 
@@ -23,7 +24,8 @@ def train(
         str, typer.Argument(metavar="FILE_OR_PATH", help="A file's id, or a folder or archive to upload.")
     ],
     model: Annotated[
-        str | None, typer.Option(help="The base, or an adapted model to continue; default: the service's first base.")
+        str | None,
+        typer.Option(help="The base, or a model, adapter or job to continue; default: the service's first base."),
     ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="A checkpoint to continue from, by its id.")] = None,
     suffix: Annotated[str | None, typer.Option(help="A word for the adapted model's name.")] = None,
@@ -48,7 +50,7 @@ def train(
     hyperparameters = {key: value for key, value in named.items() if value is not None}
     hyperparameters |= {name: _value(text) for name, text in pairs(option, "--set").items()}
     with connected() as client:
-        chosen = model or client.models.default_base().id
+        chosen = find_model(client, model or "base")
         job = client.jobs.create(
             _file_id(client, source),
             model=chosen,

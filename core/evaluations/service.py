@@ -107,8 +107,15 @@ def evaluate_adapter(session: Session, job: Job, adapter: Adapter, dataset: Data
 def cancel_evaluation(session: Session, tenant_id: str, evaluation_id: str) -> Evaluation:
     """At once where no worker holds it; else the worker stops at its next look. Raises NotFound, Conflict."""
     evaluation = EvaluationRepository(session, tenant_id).get(evaluation_id)
+    session.refresh(evaluation, with_for_update={"key_share": True})  # or a worker might hand it back in between
     own = update(Evaluation).where(Evaluation.id == evaluation.id)
-    ended = {"status": "cancelled", "cancel_requested": True, "finished_at": now(session), "lease_until": None}
+    ended = {
+        "status": "cancelled",
+        "cancel_requested": True,
+        "finished_at": now(session),
+        "lease_until": None,
+        "partial_key": None,
+    }
     if not wrote(session, own.where(Evaluation.status == "queued").values(**ended)):
         asked = own.where(Evaluation.status == "running").values(cancel_requested=True)
         if not wrote(session, asked):

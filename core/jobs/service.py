@@ -123,7 +123,8 @@ def pause_job(session: Session, tenant_id: str, job_id: str) -> Job:
         if move(session, job.id, waiting, Status.paused):
             add_event(session, job.id, tenant_id, "Job paused")
             return _fresh(session, job)
-    _ask(session, job, "paused", pause_requested=True, phase="pausing")
+    phase = "cancelling" if job.cancel_requested else "pausing"
+    _ask(session, job, "paused", pause_requested=True, phase=phase)
     return _fresh(session, job)
 
 

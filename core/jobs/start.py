@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from core.diffusion.catalog import BaseSummary
 from core.errors import Conflict, Invalid
 from core.jobs.repository import CHECKPOINT_NAME, JobRepository
-from core.models import Adapter, Dataset
+from core.models import Adapter, Checkpoint, Dataset, Job
 from core.training.hyperparameters import AUTO
 from core.training.spec import POINTER, TrainSpec
 
@@ -83,6 +83,16 @@ def from_adapter(adapter: Adapter) -> Start:
         classes=tuple(str(name) for name in adapter.classes),
         inherited={**inherited, **{name: adapter.layout[name] for name in ("gamma_depth", "gamma_places")}},
     )
+
+
+def seed_of_origin(session: Session, start: Start, dataset_id: str) -> int | None:
+    """The seed of the job that it continues, where that trained on the same file.
+
+    With it the same pictures are held out: with another, most of what is held out would have been trained on before.
+    """
+    origin = session.get(Adapter if start.kind == "adapter" else Checkpoint, start.id)
+    job = session.get(Job, origin.job_id) if origin is not None and origin.job_id else None
+    return job.seed if job is not None and job.dataset_id == dataset_id else None
 
 
 def is_checkpoint_name(name: str) -> bool:

@@ -39,7 +39,9 @@ def move(
         raise ValueError(f"no job goes from {source} to {target}")
     moment = now(session)
     if target in TERMINAL:
-        values |= {"finished_at": moment, "phase": None}
+        values |= {"finished_at": moment}
+    if target in TERMINAL or target == Status.paused:
+        values |= {"phase": None}
     if source == Status.running:
         values |= {"lease_until": None}
     statement = update(Job).where(Job.id == job_id, Job.status == source, *only_if)

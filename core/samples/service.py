@@ -148,6 +148,7 @@ def expire(session: Session) -> list[str]:
 
 def cancel(session: Session, sample: Sample) -> Sample:
     """At once where no worker holds it, else before its next step. Raises Conflict for one that has ended."""
+    session.refresh(sample, with_for_update={"key_share": True})  # or a worker might hand it back in between
     own = update(Sample).where(Sample.id == sample.id)
     ended = {"status": "cancelled", "finished_at": clock(session)}
     if not wrote(session, own.where(Sample.status == "queued").values(**ended)) and not wrote(

@@ -36,7 +36,7 @@ NEVER_SENT = {
     "tenant_busy",
     "object_corrupt",  # whoever finds one says of what
 }
-FROM_WORKERS = {"adapter_corrupt", "cancelled", "image_not_finite"}  # on an image request's row
+FROM_WORKERS = {"adapter_corrupt", "cancelled", "image_not_finite", "unknown_prompt"}  # on an image request's row
 SPELLED_OUT = {"malformed_json", "internal_error", "method_not_allowed"}  # given to `problem` as they are
 
 

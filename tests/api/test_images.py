@@ -94,6 +94,8 @@ def test_a_request_that_takes_too_long_tells_where_to_look(service: Service, cli
     [
         ("unknown_class", 422),
         ("image_not_finite", 422),
+        ("unknown_prompt", 422),
+        ("object_missing", 410),
         ("crashed", 503),
         ("adapter_corrupt", 503),
         ("internal_error", 500),
@@ -105,7 +107,11 @@ def test_a_request_that_failed_says_why(service: Service, client: TestClient, co
             (plan,) = samples.claim(session, rows.WORKER, rows.LEASE, service.catalog, 1)
             assert samples.fail(session, plan, code=code, message="it went wrong")
 
-    assert_problem(during(client, BODY, fail), status, code)
+    reply = during(client, BODY, fail)
+    assert_problem(reply, status, code)
+    if status == 503:  # it was tried as often as it may be
+        assert reply.headers["x-should-retry"] == "false"
+        assert "retry-after" not in reply.headers
 
 
 def test_a_tuned_model_draws_its_own_classes(service: Service, owner: Owner, client: TestClient) -> None:

@@ -309,6 +309,25 @@ def _stream(client: TestClient, path: str, headers: dict[str, str] | None = None
     return told
 
 
+def test_a_job_that_continues_on_the_same_file_holds_out_the_same_pictures(
+    service: Service, owner: Owner, client: TestClient, file_id: str
+) -> None:
+    job_id, adapter = service.trained(owner)
+    origin = client.get(f"/v1/fine_tuning/jobs/{job_id}").json()
+    (checkpoint,) = client.get(f"/v1/fine_tuning/jobs/{job_id}/checkpoints").json()["data"]
+
+    def seed(training_file: str, **fields: object) -> int:
+        body = {"training_file": training_file, **fields}
+        return client.post("/v1/fine_tuning/jobs", json=body).json()["seed"]
+
+    own = origin["training_file"]
+    assert seed(own, model=adapter.model) == origin["seed"]
+    assert seed(own, model=origin["model"], checkpoint=checkpoint["id"]) == origin["seed"]
+    assert seed(own, model=adapter.model, seed=origin["seed"] + 1) == origin["seed"] + 1
+    assert own != file_id
+    assert seed(file_id, model=adapter.model) != origin["seed"]
+
+
 def test_a_job_continues_from_a_tuned_model_or_a_checkpoint(
     service: Service, owner: Owner, client: TestClient, file_id: str
 ) -> None:
@@ -329,6 +348,8 @@ def test_a_job_continues_from_a_tuned_model_or_a_checkpoint(
     assert fresh["continued_from"] is None
     both = client.post("/v1/fine_tuning/jobs", json=job_body(file_id, model=adapter.model, checkpoint=checkpoint["id"]))
     assert_problem(both, 422, "invalid", "/checkpoint")
+    twice = client.post("/v1/fine_tuning/jobs", json=job_body(file_id, model=name, checkpoint="ckpt-of-another"))
+    assert_problem(twice, 422, "invalid", "/checkpoint")
     hyperparameters = {"method": {"type": "difffit", "difffit": {"hyperparameters": {"layout": "bitfit"}}}}
     other = client.post("/v1/fine_tuning/jobs", json=job_body(file_id, model=adapter.model) | hyperparameters)
     assert_problem(other, 422, "wrong_layout", "/method/difffit/hyperparameters/layout")

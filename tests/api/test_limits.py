@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import structlog
 from fastapi.testclient import TestClient
 from openai import OpenAI
 from sqlalchemy import select
@@ -143,6 +144,38 @@ def test_a_refused_upload_is_not_read(service: Service, owner: Owner, clock: Clo
     portal.call(service.app, scope, receive, send)
     assert sent[0]["status"] == 429
     assert service.spooled() == []
+
+
+def test_who_hangs_up_in_an_upload_is_no_fault_of_ours(service: Service, owner: Owner) -> None:
+    chunks: list[dict[str, Any]] = [
+        {"type": "http.request", "body": b"--b\r\n", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return chunks.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    own = {name: value for name, value in owner.client.headers.items() if name.lower() != "content-type"}
+    headers = {**own, "content-type": "multipart/form-data; boundary=b", "content-length": "1000"}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/files",
+        "query_string": b"",
+        "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+    }
+    portal = service.open.portal
+    assert portal is not None
+    with structlog.testing.capture_logs() as logs:
+        portal.call(service.app, scope, receive, send)
+    assert sent == []
+    assert service.spooled() == []
+    assert [line["status"] for line in logs if line["event"] == "http.answered"] == [499]
+    assert not [line for line in logs if line["log_level"] == "error"]
 
 
 def test_the_quota_is_the_setting(service: Service, owner: Owner) -> None:

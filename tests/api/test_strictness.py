@@ -73,6 +73,22 @@ def test_a_bad_field_is_named(service: Service, client: TestClient, file_id: str
     assert _no_job(service)
 
 
+@pytest.mark.parametrize(
+    ("more", "pointer"),
+    [
+        ({"hyperparameters": {"steps": 5}}, "/hyperparameters"),
+        ({"previews": {"every": 5}}, "/previews"),
+    ],
+)
+def test_what_is_said_twice_is_named(client: TestClient, file_id: str, more: dict[str, Any], pointer: str) -> None:
+    method = {"type": "difffit", "difffit": {"hyperparameters": {"preview_every": 5}}}
+    assert_problem(send(client, job_body(file_id) | {"method": method} | more), 422, "invalid", pointer)
+
+
+def test_what_a_reply_says_of_integrations_may_be_sent_back(client: TestClient, file_id: str) -> None:
+    assert send(client, job_body(file_id) | {"integrations": []}).status_code == 200
+
+
 @pytest.mark.parametrize("path", [JOBS, "/v1/images/generations", "/v1/evaluations"])
 def test_a_models_name_may_be_as_long_wherever_one_is_named(client: TestClient, file_id: str, path: str) -> None:
     more = {JOBS: {"training_file": file_id}, "/v1/evaluations": {"file": file_id}}.get(path, {})

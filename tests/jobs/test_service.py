@@ -154,6 +154,21 @@ def test_a_running_job_hears_of_its_cancel_and_stops(database: Database, catalog
         assert session.scalars(select(Adapter)).all() == []
 
 
+def test_a_pause_says_no_more_than_what_comes(database: Database, catalog: Catalog) -> None:
+    plan = start(database, catalog)
+    with database.write() as session:
+        assert jobs.pause_job(session, plan.tenant_id, plan.job_id).phase == "pausing"
+        assert attempts.put_back(session, plan, "its worker fell silent", max_crashes=3)
+    assert (job_of(database, plan.job_id).status, job_of(database, plan.job_id).phase) == ("paused", None)
+
+
+def test_a_job_that_will_be_cancelled_does_not_say_that_it_will_pause(database: Database, catalog: Catalog) -> None:
+    plan = start(database, catalog)
+    with database.write() as session:
+        jobs.cancel_job(session, plan.tenant_id, plan.job_id)
+        assert jobs.pause_job(session, plan.tenant_id, plan.job_id).phase == "cancelling"
+
+
 def test_a_paused_job_goes_on_from_its_checkpoint(database: Database, catalog: Catalog) -> None:
     plan = start(database, catalog)
     with database.write() as session:

@@ -117,6 +117,30 @@ def test_a_slice_that_ends_keeps_what_is_drawn(shop: Shop) -> None:
     assert row.crashes == 0
 
 
+def test_long_jobs_that_always_wait_do_not_starve_an_evaluation(shop: Shop) -> None:
+    """Each message has a pump of its own, which ends with its slice."""
+    shop.services.settings.slice_seconds = 0.02
+    shop.services.settings.max_train_jobs = 1
+    jobs = [shop.job(steps=2000), shop.job(steps=2000, seed=2)]
+    evaluation_id = ask(shop)
+    for _ in range(40):
+        shop.pump()
+        if found(shop, evaluation_id).status == "succeeded":
+            break
+    assert found(shop, evaluation_id).status == "succeeded"
+    assert {shop.get_job(job_id).status for job_id in jobs} == {"queued"}
+
+
+def test_a_cancelled_one_leaves_no_object_behind(shop: Shop) -> None:
+    shop.services.settings.slice_seconds = 0.1
+    evaluation_id = ask(shop)
+    while found(shop, evaluation_id).partial_key is None:
+        shop.pump()
+    with shop.services.database.write() as session:
+        assert evaluations.cancel_evaluation(session, shop.tenant_id, evaluation_id).status == "cancelled"
+    assert found(shop, evaluation_id).partial_key is None
+
+
 def test_a_cancelled_one_stops_and_its_worker_writes_nothing_more(shop: Shop) -> None:
     evaluation_id = ask(shop)
     with shop.services.database.write() as session:

@@ -275,6 +275,16 @@ def test_a_worker_rests_longer_each_time_until_work_has_what_it_needs(monkeypatc
     assert not rest.is_on
 
 
+def test_what_meets_an_outage_while_the_worker_rests_makes_it_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("worker.outages.time.monotonic", lambda: clock[0])
+    rest = Rest(first_seconds=1.0, longest_seconds=60.0)
+    for _ in range(8):
+        rest.begin()
+    clock[0] += 1.5
+    assert not rest.is_on
+
+
 def test_previews_that_a_slice_leaves_behind_hold_no_memory(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.slice._PREVIEW_SECONDS", 0.0)
     shop.services.settings.slice_seconds = 0.02
