@@ -14,7 +14,7 @@ from benchmarks.table import kept, summarise
 from core.diffusion.catalog import base_summary
 
 ROOT = Path(__file__).parents[2]
-DISTANCES = {"difffit": 90.0, "full": 100.0, "bitfit": 120.0, "lora-fair": 90.0}
+DISTANCES = {"difffit": 90.0, "difffit-everywhere": 95.0, "full": 100.0, "bitfit": 120.0, "lora-fair": 90.0}
 DOMAINS = ("one", "two")
 
 
