@@ -57,11 +57,8 @@ class Table:
         self.rates: dict[str, float] = {}  # of each method
 
     def run(self) -> list[Result]:
-        self.tune()
-        return run_cells(self.place, self.cells(), self.workers)
-
-    def tune(self) -> None:
         print("rates:", self.tune_rates(), flush=True)
+        return run_cells(self.place, self.cells(), self.workers)
 
     def tune_rates(self) -> dict[str, float]:
         """Of each method, the rate whose kernel distance has the least mean logarithm over the tuning domains."""
@@ -140,7 +137,7 @@ class Table:
 
 
 class PaperTable(Table):
-    """With ablations, the base as it is, and full fine-tuning by domain guidance and by none as well."""
+    """With ablations and the base as it is; full fine-tuning by domain guidance too, it and DiffFit by none."""
 
     def cells(self) -> list[Cell]:
         first = self.sizes.seeds[0]
