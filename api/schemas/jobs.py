@@ -62,6 +62,11 @@ class Previews(Body):
     steps: Annotated[int, Field(ge=1, le=100)] | None = Field(None, description="Denoising steps of a picture.")
 
 
+def _given(method: Method | None, top: Hyperparameters | None) -> dict[str, Any]:
+    """The hyperparameters, in whichever of their two places they stand."""
+    return method.difffit.hyperparameters if method else top or {}
+
+
 class JobCreate(Body):
     model: ModelName = Field(description="A base, or a tuned model to continue.")
     training_file: Annotated[Text, Field(min_length=1, max_length=100, description="Id of an uploaded file.")]
@@ -105,15 +110,14 @@ class JobCreate(Body):
     @field_validator("previews")
     @classmethod
     def _said_once(cls, value: bool | Previews | None, info: ValidationInfo) -> bool | Previews | None:
-        method, top = info.data.get("method"), info.data.get("hyperparameters")
-        given = method.difffit.hyperparameters if method else top or {}
+        given = _given(info.data.get("method"), info.data.get("hyperparameters"))
         clash = {f"preview_{key}" for key in ("every", "images", "steps")} & given.keys()
         if value is not None and clash:
             raise ValueError(f"the hyperparameter {min(clash)} says the same thing: leave one out")
         return value
 
     def _asked(self) -> dict[str, Any]:
-        return self.method.difffit.hyperparameters if self.method else self.hyperparameters or {}
+        return _given(self.method, self.hyperparameters)
 
     def asked(self) -> dict[str, Any]:
         """The hyperparameters, previews among them, as `core.training.spec.resolve` reads them."""

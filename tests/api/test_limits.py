@@ -17,6 +17,7 @@ import structlog
 from fastapi.testclient import TestClient
 from openai import OpenAI
 from sqlalchemy import select
+from starlette.types import Receive
 
 from api.app import create_app
 from api.gate import Gate
@@ -121,15 +122,11 @@ def test_what_is_open_to_all_is_never_refused_and_a_dead_key_is_no_tenants(
     assert "ratelimit" not in dead.headers
 
 
-def test_a_refused_upload_is_not_read(service: Service, owner: Owner, clock: Clock) -> None:
-    limit(service, 1, clock)
-    assert owner.client.get("/v1/models").status_code == 200
+def upload_by(service: Service, owner: Owner, receive: Receive, **headers: str) -> list[dict[str, Any]]:
+    """What the app says to an upload whose body comes by `receive`."""
     sent: list[dict[str, Any]] = []
 
-    async def receive() -> dict[str, Any]:
-        raise AssertionError("the body was asked for")
-
-    async def send(message: dict[str, Any]) -> None:
+    async def send(message: Any) -> None:
         sent.append(message)
 
     scope = {
@@ -137,12 +134,24 @@ def test_a_refused_upload_is_not_read(service: Service, owner: Owner, clock: Clo
         "method": "POST",
         "path": "/v1/files",
         "query_string": b"",
-        "headers": [(name.lower().encode(), value.encode()) for name, value in owner.client.headers.items()],
+        "headers": [
+            (name.lower().encode(), value.encode()) for name, value in {**owner.client.headers, **headers}.items()
+        ],
     }
     portal = service.open.portal
     assert portal is not None
     portal.call(service.app, scope, receive, send)
-    assert sent[0]["status"] == 429
+    return sent
+
+
+def test_a_refused_upload_is_not_read(service: Service, owner: Owner, clock: Clock) -> None:
+    limit(service, 1, clock)
+    assert owner.client.get("/v1/models").status_code == 200
+
+    async def receive() -> dict[str, Any]:
+        raise AssertionError("the body was asked for")
+
+    assert upload_by(service, owner, receive)[0]["status"] == 429
     assert service.spooled() == []
 
 
@@ -151,27 +160,13 @@ def test_who_hangs_up_in_an_upload_is_no_fault_of_ours(service: Service, owner: 
         {"type": "http.request", "body": b"--b\r\n", "more_body": True},
         {"type": "http.disconnect"},
     ]
-    sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
         return chunks.pop(0)
 
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    own = {name: value for name, value in owner.client.headers.items() if name.lower() != "content-type"}
-    headers = {**own, "content-type": "multipart/form-data; boundary=b", "content-length": "1000"}
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/files",
-        "query_string": b"",
-        "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
-    }
-    portal = service.open.portal
-    assert portal is not None
+    headers = {"content-type": "multipart/form-data; boundary=b", "content-length": "1000"}
     with structlog.testing.capture_logs() as logs:
-        portal.call(service.app, scope, receive, send)
+        sent = upload_by(service, owner, receive, **headers)
     assert sent == []
     assert service.spooled() == []
     assert [line["status"] for line in logs if line["event"] == "http.answered"] == [499]
