@@ -34,7 +34,6 @@ from benchmarks.peers import LoraPipeline
 from core.diffusion.adapter import Adapter
 from core.diffusion.base import Base
 from core.diffusion.catalog import read_json
-from core.diffusion.layout import GAMMA_PLACES
 from core.sampling.engine import Engine
 from core.sampling.request import AdapterPart, SampleRequest
 from core.sampling.row import Sampled
@@ -93,7 +92,7 @@ class Ours:
         settings = Settings.model_fields
         self._engine = kind(
             base,
-            base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES),
+            base.widest_layout(),
             slots=settings["bank_slots"].default,
             max_rows=CPU_ROWS,
             few_rows=FEW_ROWS,

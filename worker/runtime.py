@@ -20,7 +20,7 @@ from core.diffusion.adapter import Adapter
 from core.diffusion.base import Base
 from core.diffusion.families import load_base
 from core.diffusion.families.dit_passes import check_compiler
-from core.diffusion.layout import GAMMA_PLACES, AdapterLayout
+from core.diffusion.layout import AdapterLayout
 from core.diffusion.products import is_quick_at_bfloat16
 from core.jobs.claims import Plan
 from core.models import Adapter as AdapterRow
@@ -96,7 +96,7 @@ class Runtime:
             settings = self.services.settings
             folder = str(self.services.catalog.folder(model))
             base = load_base(folder, device=_device(settings.device), dtype=_DTYPES[settings.dtype], name=model)
-            layout = base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES)
+            layout = base.widest_layout()
             engine = Engine(
                 base,
                 layout,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from core.diffusion.catalog import BaseSummary, Prediction
-from core.diffusion.layout import AdapterLayout, Kind, LayoutOptions
+from core.diffusion.layout import GAMMA_PLACES, AdapterLayout, Kind, LayoutOptions
 from core.diffusion.places import AdaptedAffine, AdaptedNorm, AdaptedTable, ForwardContext
 from core.diffusion.schedule import Schedule
 from core.errors import Invalid
@@ -164,6 +164,10 @@ class Base(ABC):
             shapes = self._shapes(kind, options)
             self._layouts[key] = AdapterLayout.build(kind, shapes, self.row_width, options)
         return self._layouts[key]
+
+    def widest_layout(self) -> AdapterLayout:
+        """One that has room for every adapter of this base: γ in all blocks and places."""
+        return self.layout(gamma_depth="all", gamma_places=GAMMA_PLACES)
 
     def _shapes(self, kind: Kind, options: LayoutOptions) -> list[tuple[str, tuple[int, ...]]]:
         blocks = options.blocks(self.summary.layers)

@@ -8,7 +8,6 @@ import torch
 from core.diffusion.adapter import Adapter
 from core.diffusion.bank import AdapterBank
 from core.diffusion.base import Base
-from core.diffusion.layout import GAMMA_PLACES
 from core.errors import Conflict, Invalid
 from tests.diffusion.tiny import make_adapter
 
@@ -136,7 +135,7 @@ def test_a_load_that_finds_no_memory_takes_no_rows(base: Base, monkeypatch: pyte
 
 
 def test_entries_that_nobody_uses_are_skipped_without_changing_a_bit(base: Base):
-    wide = base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES)
+    wide = base.widest_layout()
     bank = AdapterBank(wide, base, slots=3)
     bank.load(1, make_adapter(base, seed=1, layout=base.layout("bitfit")))
     bank.load(2, make_adapter(base, seed=2))

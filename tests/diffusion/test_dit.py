@@ -38,9 +38,9 @@ def test_zero_is_diffusers_own_forward_bit_for_bit(which: str, rows: str, reques
     folder = request.getfixturevalue(which)
     base = load_base(folder)
     x, t, labels = inputs(base)
-    size = base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES).size
+    size = base.widest_layout().size
     theta = {"none": None, "per row": torch.zeros(3, size), "shared": torch.zeros(size)}[rows]
-    layout = base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES)
+    layout = base.widest_layout()
     with torch.no_grad():
         wanted = unmodified(folder)(x, timestep=t, class_labels=labels).sample
         assert torch.equal(base.forward(x, t, theta, base.class_table[labels], layout), wanted)
@@ -64,7 +64,7 @@ def test_affine_norms_are_adapted_too(tmp_path: Path):
 
 
 def test_an_adapter_equals_weights_with_its_offsets_and_scales_folded_in(pixel_folder: Path, base: Base):
-    layout = base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES)
+    layout = base.widest_layout()
     adapter = make_adapter(base, layout=layout)
     values = layout.split(adapter.theta)
     model = unmodified(pixel_folder)
@@ -95,7 +95,7 @@ def test_an_adapter_equals_weights_with_its_offsets_and_scales_folded_in(pixel_f
 
 
 def test_every_entry_of_the_widest_layout_changes_the_output_of_its_own_row_alone(base: Base):
-    layout = base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES)
+    layout = base.widest_layout()
     x, t, labels = inputs(base)
     c_rows = base.class_table[labels]
     with torch.no_grad():

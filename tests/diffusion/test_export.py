@@ -14,7 +14,6 @@ from core.diffusion.adapter import Adapter
 from core.diffusion.base import Base
 from core.diffusion.export import export, main
 from core.diffusion.families import load_base
-from core.diffusion.layout import GAMMA_PLACES
 from core.sampling.engine import Engine
 from core.sampling.request import AdapterPart, SampleRequest
 from core.settings import PACKAGED_BASE
@@ -32,13 +31,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def adapter_of(base: Base, classes: int = 3, strength: float = 0.05) -> Adapter:
-    layout = base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES)
+    layout = base.widest_layout()
     return make_adapter(base, layout=layout, classes=classes, class_start=(1, None, 2)[:classes], strength=strength)
 
 
 def drawn(base: Base, adapter: Adapter | None, labels: list[int], **fields: object) -> np.ndarray:
     """By the engine; image i from seed i."""
-    layout = base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES)
+    layout = base.widest_layout()
     engine = Engine(base, layout, slots=4, max_rows=8, load_adapter=lambda _: adapter)  # pyright: ignore
     try:
         futures = [

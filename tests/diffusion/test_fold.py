@@ -7,7 +7,6 @@ import torch
 from core.diffusion.base import Base
 from core.diffusion.families import load_base
 from core.diffusion.fold import fold
-from core.diffusion.layout import GAMMA_PLACES
 from core.errors import Conflict
 from core.settings import PACKAGED_BASE
 from tests.diffusion.tiny import make_adapter, make_pipeline
@@ -21,7 +20,7 @@ def bases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_a_folded_adapter_equals_the_unfolded_one(bases: tuple[Base, Base]) -> None:
     base, own = bases
-    layout = base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES)
+    layout = base.widest_layout()
     adapter = make_adapter(base, layout=layout, classes=3, class_start=(1, None, 2), strength=0.1)
     fold(own, adapter)
     x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -18,7 +18,6 @@ from core.diffusion.catalog import base_summary, fingerprint
 from core.diffusion.families import load_base
 from core.diffusion.families.pixart import PixArtBase
 from core.diffusion.fold import fold
-from core.diffusion.layout import GAMMA_PLACES
 from core.errors import Invalid
 from core.sampling.engine import Engine
 from core.sampling.request import AdapterPart, SampleRequest
@@ -62,7 +61,7 @@ def spec_of(base: Base, **asked: object) -> TrainSpec:
 
 
 def some_adapter(base: Base, strength: float = 0.1, seed: int = 1) -> Adapter:
-    zero = Adapter.zero(base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES), base, ["disc", "a red fox"])
+    zero = Adapter.zero(base.widest_layout(), base, ["disc", "a red fox"])
     zero.theta.normal_(0, strength, generator=torch.Generator().manual_seed(seed))
     return zero
 
@@ -80,7 +79,7 @@ def test_zero_is_diffusers_own_forward_bit_for_bit(any_folder: Path):
     embeddings, mask, _, _ = pipe.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
     x, t = inputs(base)
     told = {"resolution": torch.tensor([[32.0, 32.0]] * 3), "aspect_ratio": torch.ones(3, 1)}
-    layout = base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES)
+    layout = base.widest_layout()
     c_rows = torch.cat([embeddings, mask[..., None].float()], dim=2).flatten(1)
     with torch.no_grad():
         wanted = pipe.transformer(
@@ -93,7 +92,7 @@ def test_zero_is_diffusers_own_forward_bit_for_bit(any_folder: Path):
 
 
 def test_every_entry_of_the_widest_layout_changes_the_output_of_its_own_row_alone(base: Base):
-    layout = base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES)
+    layout = base.widest_layout()
     names = set(layout.by_name)
     assert {
         "transformer_blocks.1.attn1.gamma",
@@ -173,7 +172,7 @@ def test_its_file_loads_again_and_refuses_what_it_does_not_fit(base: Base, tmp_p
 
 def drawn(base: Base, adapters: dict[str, Adapter], requests: list[dict[str, object]]) -> np.ndarray:
     """By the engine that draws class-conditional bases too; picture i from seed i."""
-    layout = base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES)
+    layout = base.widest_layout()
     engine = Engine(base, layout, slots=8, max_rows=8, load_adapter=adapters.__getitem__)
     common = {"steps": STEPS, "solver": "ddim", "guidance": "none"}
     try:

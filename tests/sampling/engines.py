@@ -9,7 +9,6 @@ import numpy as np
 
 from core.diffusion.adapter import Adapter
 from core.diffusion.base import Base
-from core.diffusion.layout import GAMMA_PLACES
 from core.errors import NotFound, Unavailable
 from core.sampling.engine import Engine
 from core.sampling.request import AdapterPart, SampleRequest
@@ -48,7 +47,7 @@ def make_shelf(base: Base) -> Shelf:
 
 
 def make_engine(base: Base, shelf: Shelf, **options: Any) -> Engine:
-    layout = base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES)
+    layout = base.widest_layout()
     return Engine(base, layout, **{"slots": 6, "max_rows": 16, "load_adapter": shelf, **options})
 
 

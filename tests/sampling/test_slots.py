@@ -10,7 +10,6 @@ from structlog.testing import capture_logs
 
 from core.diffusion.bank import AdapterBank
 from core.diffusion.base import Base
-from core.diffusion.layout import GAMMA_PLACES
 from core.errors import Conflict, Invalid, NotFound
 from core.sampling import slots
 from core.sampling.batcher import PATIENCE
@@ -89,7 +88,7 @@ def test_one_adapter_of_a_mix_that_cannot_be_had_fails_the_mix_alone(base: Base,
 
 def test_a_slot_keeps_nothing_of_who_was_there_before(base: Base):
     """Fewer classes and a smaller layout after more and a larger one, in the only slot."""
-    wide = base.layout(gamma_depth="all", gamma_places=GAMMA_PLACES)
+    wide = base.widest_layout()
     shelf = Shelf(
         {
             "large": make_adapter(base, layout=wide, classes=12, seed=1, strength=0.5),
